@@ -1,0 +1,35 @@
+# Two commands on a fresh machine: `make figures` and `make test`. Each sets up its own environment first.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PROFILE ?= quick
+CORES ?= $(shell nproc)
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+READY := .venv/.ready
+export OMP_WAIT_POLICY := PASSIVE
+export PATH := $(BIN):$(PATH)
+
+.PHONY: figures test lab readme gates dry-run clean
+
+figures: $(READY)  ## every figure of a profile: make figures PROFILE=small CORES=2
+	snakemake --cores $(CORES) --resources gpu=1 --rerun-triggers mtime --rerun-incomplete --keep-going \
+	    --config profile=$(PROFILE) --quiet rules < /dev/null
+	@echo "Open paper_figures/$(PROFILE)/index.html"
+
+dry-run: $(READY)  ## what `make figures` would do
+	snakemake --cores $(CORES) -n --rerun-triggers mtime --config profile=$(PROFILE)
+
+test: $(READY)  ## every check, in the order in which they make sense
+	bash tests/gates.sh
+
+lab: $(READY)  ## read and run the notebooks
+	jupyter lab nbs
+
+readme: $(READY)  ## README.md from nbs/index.ipynb
+	python tests/render_readme.py
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --upgrade pip
+	.venv/bin/pip install --quiet -e '.[dev]'
+	touch $(READY)

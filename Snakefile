@@ -1,0 +1,105 @@
+# train -> measure -> figure -> report, for one profile of experiments.yaml:
+#     snakemake --cores 2 --config profile=quick
+# The same file runs on Slurm or Kubernetes with Snakemake's executor plugins.
+import json
+import os
+import shutil
+import sys
+
+from dainv.runs import Run, figures_folder, profile_of, profile_runs, project_root, run_mismatch, runs_folder
+
+PROFILE = config.get("profile", "quick")
+SECTION = profile_of(PROFILE)
+RUNS, FIGURES, NOTEBOOKS = str(runs_folder()), str(figures_folder(PROFILE)), str(project_root() / "nbs")
+TRAINED = profile_runs(PROFILE)
+ON_GPU = shutil.which("nvidia-smi") is not None
+
+for name, asked in TRAINED.items():
+    if problem := run_mismatch(name, asked):
+        sys.exit(problem)
+
+
+def asked_of(run):
+    "Parameters of the training run in this folder, as JSON for papermill."
+    return json.dumps({"name": f"{PROFILE}/{run}", **TRAINED[f"{PROFILE}/{run}"]})
+
+
+def measured_on(run):
+    "Parameters of the measuring of a run, as JSON for papermill."
+    return json.dumps({"run": f"{PROFILE}/{run}", **SECTION.get("measure", {}).get(run.rpartition("-s")[0], {})})
+
+
+def runs_of(figure):
+    "What a figure needs: everything measured on each of its runs and seeds."
+    names = dict.fromkeys(SECTION["figures"][figure].values())
+    return [f"{RUNS}/{PROFILE}/{name}-s{seed}/measured.json" for name in names for seed in SECTION["seeds"]]
+
+
+PAPERMILL = (
+    "OMP_NUM_THREADS={threads} OMP_WAIT_POLICY=PASSIVE "
+    + sys.executable
+    + " -m papermill --no-progress-bar --log-level WARNING "
+)
+
+
+localrules: all, report
+
+
+rule all:
+    default_target: True
+    input:
+        f"{FIGURES}/index.html",
+
+
+rule train:
+    output:
+        RUNS + "/" + PROFILE + "/{run}/result.json",
+    params:
+        asked=lambda w: asked_of(w.run),
+        executed=lambda w: f"{RUNS}/{PROFILE}/{w.run}/train.ipynb",
+    threads: 1
+    resources:
+        gpu=int(ON_GPU),
+    shell:
+        PAPERMILL + NOTEBOOKS + "/train.ipynb {params.executed} -y {params.asked:q} < /dev/null"
+
+
+rule measure:
+    input:
+        RUNS + "/" + PROFILE + "/{run}/result.json",
+    output:
+        RUNS + "/" + PROFILE + "/{run}/measured.json",
+    params:
+        asked=lambda w: measured_on(w.run),
+        executed=lambda w: f"{RUNS}/{PROFILE}/{w.run}/measure.ipynb",
+    # Seconds per step are only worth measuring on a machine that does nothing else.
+    threads: lambda w: workflow.cores if "timing_steps" in measured_on(w.run) else 1
+    resources:
+        gpu=int(ON_GPU),
+    shell:
+        PAPERMILL + NOTEBOOKS + "/measure.ipynb {params.executed} -y {params.asked:q} < /dev/null"
+
+
+rule figure:
+    input:
+        lambda w: runs_of(w.figure),
+    output:
+        multiext(FIGURES + "/{figure}", ".png", ".pdf", ".csv", ".json"),
+    params:
+        profile=PROFILE,
+    wildcard_constraints:
+        figure="(?!index)[a-z0-9_]+",
+    priority: 10
+    shell:
+        PAPERMILL + NOTEBOOKS + "/figures/{wildcards.figure}.ipynb - -p profile {params.profile} < /dev/null > /dev/null"
+
+
+rule report:
+    input:
+        expand(FIGURES + "/{figure}.json", figure=SECTION["figures"]),
+    output:
+        f"{FIGURES}/index.html",
+    params:
+        profile=PROFILE,
+    shell:
+        PAPERMILL + NOTEBOOKS + "/figures/report.ipynb - -p profile {params.profile} < /dev/null > /dev/null"
