@@ -145,13 +145,14 @@ class _Listing(NamedTuple):
     train: list[_File]
     test: list[_File]
 
-# %% ../nbs/12_data.ipynb #2898cd45
+# %% ../nbs/12_data.ipynb #828f2aeb
 def _subfolders(folder: Path) -> list[str]:
     "The sorted names of the visible folders in a folder."
     return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
 
 
 def _require(root: Path, *folders: str) -> None:
+    "Fail if one of the folders is not in the root."
     for folder in folders:
         if not (root / folder).is_dir():
             raise FileNotFoundError(f"{root} has no folder '{folder}'; a folder of images is expected there")
@@ -321,8 +322,10 @@ def _check_member(archive: Path, name: str, plain: bool) -> None:
             f"{archive}: member {name!r} is refused; only plain files and folders with relative paths are unpacked"
         )
 
-# %% ../nbs/12_data.ipynb #054995bb
+# %% ../nbs/12_data.ipynb #97c26933
 def _unpack_tar(archive: Path, target: Path) -> None:
+    "Every member checked by name and kind, then by Python's own filter."
+
     def safe(member, path):
         _check_member(archive, member.name, member.isreg() or member.isdir())
         return tarfile.data_filter(member, path)
@@ -331,8 +334,9 @@ def _unpack_tar(archive: Path, target: Path) -> None:
         members = tqdm(tar, f"unpacking {archive.name}", unit=" files", leave=False, delay=1)
         tar.extractall(target, members=members, filter=safe)
 
-# %% ../nbs/12_data.ipynb #1baa0172
+# %% ../nbs/12_data.ipynb #7ce37fad
 def _unpack_zip(archive: Path, target: Path) -> None:
+    "Every member checked by name and kind."
     with zipfile.ZipFile(archive) as zipped:
         for member in tqdm(zipped.infolist(), f"unpacking {archive.name}", unit=" files", leave=False, delay=1):
             kind = stat.S_IFMT(member.external_attr >> 16)
@@ -406,7 +410,7 @@ def _located(root: str | Path) -> Path:
         )
     return found if found.is_dir() else _inside(_extracted(found))
 
-# %% ../nbs/12_data.ipynb #ec904a17
+# %% ../nbs/12_data.ipynb #174212c6
 def _from_folder(
     listed: Callable,  # root -> _Listing
     title: str = "",  # empty: the folder's name
@@ -418,7 +422,7 @@ def _from_folder(
     def load(root, size):
         if not (root or usual):
             raise ValueError("root: dataset=folder needs the folder or archive of the images")
-        place = data_folder() / Path(root or usual)
+        place = data_folder() / Path(root or usual).expanduser()
         listing = listed(_located(place))
         return *_read(listing, size or side), listing.classes, title or _stem(place)
 
@@ -520,8 +524,9 @@ def _subset(split: Split, size: int, seed: int, option: str) -> Split:
         raise ValueError(f"{option}={size}, but there are only {len(split)} images; 0 takes them all")
     return split[balanced_subset(split.labels, size, seed)] if size else split
 
-# %% ../nbs/12_data.ipynb #f2fede35
+# %% ../nbs/12_data.ipynb #94673931
 def _check_options(name: str, **sizes: int) -> None:
+    "Fail if the data set is unknown or a size impossible, before anything is read."
     if name != "auto" and name not in _SOURCES:
         raise ValueError(f"dataset {name!r} is unknown; {_closest(name, ['auto', *_SOURCES])}")
     for option, value in sizes.items():

@@ -180,8 +180,8 @@ def _cell(value) -> str:
         return f'<td class="number">{value:.4g}</td>'
     return f"<td>{html.escape(str(value))}</td>"
 
-# %% ../nbs/72_paper.ipynb #79af366f
-def _table(rows: list[dict], leave_out: tuple[str, ...] = ("source",)) -> str:
+# %% ../nbs/72_paper.ipynb #e49d8e8b
+def _table(rows: list[dict], leave_out: tuple[str, ...] = ("source", "role", "model")) -> str:
     "An HTML table of plain rows."
     columns = [c for c in rows[0] if c not in leave_out]
     head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)

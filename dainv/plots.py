@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'STYLE', 'use_style', 'box_statistics', 'layer_title', 'score_boxes', 'epoch_ticks', 'layer_losses',
-           'loss_heatmaps', 'sample_panel', 'seed_intervals', 'Panel', 'interval_plot', 'FigureParams', 'data_of',
-           'caption_of', 'save_figure']
+           'loss_heatmaps', 'sample_panel', 'seed_intervals', 'interval_text', 'Panel', 'interval_plot', 'FigureParams',
+           'data_of', 'caption_of', 'save_figure']
 
 # %% ../nbs/70_plots.ipynb #7872c477
 import json
@@ -134,10 +134,10 @@ def score_boxes(
         ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return ax.figure
 
-# %% ../nbs/70_plots.ipynb #113c9c77
+# %% ../nbs/70_plots.ipynb #912cc758
 def epoch_ticks(
     n_epochs: int,
-    gap: float = 0.07,  # smallest distance of two ticks, as a share of the axis
+    gap: float = 0.09,  # smallest distance of two ticks, as a share of the axis
 ) -> list[int]:
     "Epochs to label on a square-root axis: the last one and, of 1 2 5 10 25 50 100 200 300 350, those that fit."
     ticks = [n_epochs]
@@ -146,7 +146,7 @@ def epoch_ticks(
             ticks.append(epoch)
     return ticks[::-1]
 
-# %% ../nbs/70_plots.ipynb #fe5d5c86
+# %% ../nbs/70_plots.ipynb #cdc1c51f
 def layer_losses(
     log: pd.DataFrame,  # column epoch and columns invariance_<layer>; the logs of several seeds one below the other
 ) -> pd.DataFrame:
@@ -154,12 +154,12 @@ def layer_losses(
     columns = [c for c in log if c.startswith("invariance_") and log[c].notna().any()]
     if not columns:
         raise ValueError("log: no column invariance_<layer> with values; a run with views=1 has no invariance loss")
-    tidy = log.melt("epoch", columns, "layer", "loss")
+    tidy = log[["epoch", *columns]].melt("epoch", var_name="layer", value_name="loss")
     tidy["layer"] = tidy["layer"].str.removeprefix("invariance_")
     groups = tidy.groupby(["layer", "epoch"], sort=False)["loss"]
     return groups.agg(loss="mean", lowest="min", highest="max", n="count").reset_index()
 
-# %% ../nbs/70_plots.ipynb #a5ced61f
+# %% ../nbs/70_plots.ipynb #25d5655c
 def _heatmap(ax, losses: pd.DataFrame):
     "Layers by epochs on a square-root axis; returns the mesh."
     grid = losses.pivot(index="layer", columns="epoch", values="loss").loc[list(dict.fromkeys(losses["layer"]))]
@@ -173,6 +173,7 @@ def _heatmap(ax, losses: pd.DataFrame):
     ax.set_ylim(len(grid) - 0.5, -0.5)
     ax.set_xlabel("epoch (square-root scale)")
     ax.spines[:].set_visible(False)
+    ax.tick_params(axis="y", length=0)
     return mesh
 
 # %% ../nbs/70_plots.ipynb #ab434034
@@ -201,7 +202,7 @@ def _picture(ax, image, caption: str, size: float) -> None:
     ax.spines[:].set_visible(False)
     ax.set_xlabel(caption, fontsize=size, labelpad=3)
 
-# %% ../nbs/70_plots.ipynb #c3d08ede
+# %% ../nbs/70_plots.ipynb #9e54e637
 @use_style()
 def sample_panel(
     reference: np.ndarray,  # (3, H, W), uint8
@@ -210,7 +211,8 @@ def sample_panel(
     captions: dict[str, list[str]],  # reference (one), images (three), transformed (three)
 ) -> Figure:
     "The reference at the left, three other images above three of its transformations at the right."
-    fig = plt.figure(figsize=(6.2, 2.9))
+    fig = plt.figure(figsize=(6.2, 3.2))
+    fig.get_layout_engine().set(h_pad=0.08)
     grid = fig.add_gridspec(2, 4, width_ratios=[2.15, 1, 1, 1])
     _picture(fig.add_subplot(grid[:, 0]), reference, captions["reference"][0], 9)
     small = zip([*images, *transformed], captions["images"] + captions["transformed"], strict=True)
@@ -238,26 +240,38 @@ def seed_intervals(
     half = t * found["sd"] / np.sqrt(found["n"])
     return found.assign(low=found["mean"] - half, high=found["mean"] + half)[[*by, "mean", "low", "high", "n"]]
 
-# %% ../nbs/70_plots.ipynb #dd1d256c
+# %% ../nbs/70_plots.ipynb #2b008883
+def interval_text(
+    table: pd.DataFrame,  # columns mean, low, high
+    digits: int = 1,
+) -> list[str]:
+    "The interval of every row as text: 92.5 [91.5, 93.5], or 92.5 alone where there is none."
+    rows = table[["mean", "low", "high"]].itertuples(index=False, name=None)
+    whole = "{:.{d}f} [{:.{d}f}, {:.{d}f}]"
+    return [f"{m:.{digits}f}" if low != low else whole.format(m, low, high, d=digits) for m, low, high in rows]
+
+# %% ../nbs/70_plots.ipynb #9ed727d7
 def _interval_rows(ax, table: pd.DataFrame, values: pd.DataFrame | None) -> None:
     "A dot and an interval for each row of the table, its single values as small dots below."
     for place, row in enumerate(table.itertuples()):
         colour = COLOURS.get(row.role, "#555555")
-        if values is not None:
+        if values is not None and not np.isnan(row.low):
             single = values.loc[values["label"] == row.label, "value"]
             ax.plot(single, np.full(len(single), place + 0.28), "o", color=colour, markersize=2.6, markeredgewidth=0)
         if not np.isnan(row.low):
             ax.plot([row.low, row.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
         ax.plot(row.mean, place, "o", color=colour, markersize=6.5, markeredgecolor="#2B2B2B", markeredgewidth=0.7)
 
-# %% ../nbs/70_plots.ipynb #cfc75616
+# %% ../nbs/70_plots.ipynb #c59f9593
 def _interval_text(ax, table: pd.DataFrame, columns: Sequence[str]) -> None:
     "The named columns of the table, written at the right of the axes under their names."
     for k, column in enumerate(columns):
         x = 1.04 + sum(0.028 * max(len(c), table[c].str.len().max()) for c in columns[:k])
         for place, text in [(-0.85, column), *enumerate(table[column])]:
             colour = "#777777" if place < 0 else "#1A1A1A"
-            ax.text(x, place, text, transform=ax.get_yaxis_transform(), va="center", color=colour, fontsize=8.5)
+            ax.text(
+                x, place, text, transform=ax.get_yaxis_transform(), va="center_baseline", color=colour, fontsize=8.5
+            )
 
 # %% ../nbs/70_plots.ipynb #f745c340
 @dataclass
@@ -285,7 +299,7 @@ def _interval_panel(ax, panel: Panel) -> None:
     ax.grid(axis="x")
     ax.tick_params(axis="y", length=0)
 
-# %% ../nbs/70_plots.ipynb #7c0701b7
+# %% ../nbs/70_plots.ipynb #42cba6d0
 @use_style()
 def interval_plot(
     panels: Sequence[Panel],
@@ -297,6 +311,7 @@ def interval_plot(
     fig, axes = plt.subplots(len(panels), 1, figsize=size, height_ratios=heights, sharex=sharex, squeeze=False)
     for ax, panel in zip(axes[:, 0], panels, strict=True):
         _interval_panel(ax, panel)
+        ax.label_outer() if sharex else None
     return fig
 
 # %% ../nbs/70_plots.ipynb #ccbfa082

@@ -108,7 +108,7 @@ def _labels_and_uniforms(n, seed):
     labels = uniform[:, 0].view(blocks, 10).argsort(dim=1).flatten()
     return labels[:n], uniform[:n, 1:]
 
-# %% ../nbs/10_spirograph.ipynb #e28a7761
+# %% ../nbs/10_spirograph.ipynb #68d22ae3
 def _draw_classes(labels, uniforms, size, points=240):
     "Images uint8 (N, 3, size, size) of the classes `labels`, their other properties taken from `uniforms` (N, 10)."
 
@@ -122,7 +122,7 @@ def _draw_classes(labels, uniforms, size, points=240):
     t = torch.arange(points, dtype=torch.float64) * (2 * math.pi / points)
     curve = trace_pen(m, (m - h) / (lobes - 1), h, t)
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
-    fore, back = 0.5 + 0.5 * uniforms[:, 4:7], 0.5 * uniforms[:, 7:10]
+    fore, back = 0.8 + 0.2 * uniforms[:, 4:7], 0.4 * uniforms[:, 7:10]
     images = render_curves(curve @ turn.mT, sigma, fore, back, size=size)
     return (images * 255).round().to(torch.uint8)
 

@@ -18,7 +18,7 @@ def affine(height, width, rotation=0.0, shift_rows=0.0, shift_cols=0.0, shear=0.
 
 
 def photometric(image, brightness=0.0, contrast=1.0, noise=0.0, field=0.0):
-    """Noise, then brightness, then contrast about the mean of each channel of the brightened image; clipped each time."""
+    """Noise, then brightness, then contrast about the mean of each channel of the brightened image; each clipped."""
     image = np.clip(image + noise * field, 0, 1)
     image = np.clip(image + brightness, 0, 1)
     mean = image.mean((1, 2), keepdims=True)

@@ -1,0 +1,201 @@
+"Run folders, the guard of the parameters, atomic writes."
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from dainv.runs import (
+    Run,
+    atomic_write,
+    check_params,
+    experiments,
+    figure_runs,
+    load_runs,
+    locked,
+    params_from_command_line,
+    profile_of,
+    profile_runs,
+    provenance,
+    read_params,
+    run_mismatch,
+    write_json,
+    write_table,
+)
+
+
+@dataclass
+class Params:
+    alpha: float = 0.1
+    views: int = 8
+    name: str = ""
+    exclude_last: bool = True
+    milestones: list[float] = field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"alhpa": 0.1}, "did you mean 'alpha'"),
+        ({"nonsense": 1}, "known: alpha, views"),
+        ({"alpha": "x"}, "'alpha': expected float, got 'x'"),
+        ({"alpha": True}, "'alpha': expected float"),
+        ({"views": 2.5}, "'views': expected int"),
+        ({"name": 7}, "'name': expected str, got 7"),
+        ({"exclude_last": "false"}, "True or False"),
+        ({"exclude_last": 1}, "'exclude_last': expected bool"),
+        ({"milestones": 0.5}, "'milestones': expected"),
+    ],
+)
+def test_a_wrong_parameter_is_named(given, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        check_params(Params, given)
+
+
+def test_harmless_number_types_are_accepted():
+    assert check_params(Params, {"alpha": 1, "views": 1e1}) == Params(alpha=1.0, views=10)
+
+
+def test_the_guard_sees_only_what_the_cell_defined():
+    namespace = {"torch": torch, "before": None, "alpha": 0.3, "_private": 1}
+    namespace["before"] = before = {"torch"}
+    assert read_params(Params, namespace, before) == Params(alpha=0.3)
+    with pytest.raises(ValueError, match="'aplha'"):
+        read_params(Params, {**namespace, "aplha": 0.3}, before)
+
+
+def test_command_line_reads_the_same_types():
+    arguments = ["--alpha", "1e-3", "--views", "4", "--name", "007", "--exclude_last", "false", "--milestones", "[0.5]"]
+    assert params_from_command_line(Params, arguments, "p") == Params(0.001, 4, "007", False, [0.5])
+
+
+@pytest.mark.parametrize("arguments", [["--alhpa", "1"], ["--alpha"], ["alpha", "1"], ["--alpha", "x"]])
+def test_command_line_mistakes_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        params_from_command_line(Params, arguments, "program")
+    assert stopped.value.code == 2 and "program:" in capsys.readouterr().err
+
+
+def _write_beyond_the_limit(path):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        atomic_write(path, lambda p: p.write_bytes(b"x" * 100_000))
+    except OSError:
+        os._exit(3)
+    os._exit(0)
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
+    path = atomic_write(tmp_path / "file", lambda p: p.write_text("old"))
+    worker = multiprocessing.get_context("fork").Process(target=_write_beyond_the_limit, args=(path,))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 3
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_tables_keep_their_content_in_both_formats(tmp_path):
+    table = pd.DataFrame({"a": [1, 2], "b": [0.5, None]})
+    pd.testing.assert_frame_equal(pd.read_csv(write_table(tmp_path / "t.csv", table)), table)
+    pd.testing.assert_frame_equal(pd.read_parquet(write_table(tmp_path / "t.parquet", table)), table)
+    with pytest.raises(ValueError, match="xlsx"):
+        write_table(tmp_path / "t.xlsx", table)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    run = Run(tmp_path)
+    for epoch in (1, 2):
+        run.save_checkpoint({"epoch": epoch, "weights": torch.arange(1000.0)})
+    newest = tmp_path / "checkpoint.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    newest.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert run.load_checkpoint()["epoch"] == 1
+    (tmp_path / "checkpoint.previous.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert run.load_checkpoint() is None
+
+
+def test_checkpoints_execute_no_code(tmp_path):
+    run = Run(tmp_path)
+    torch.save({"function": os.getcwd}, tmp_path / "checkpoint.pt")
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        run.load_checkpoint()
+
+
+def test_a_second_process_is_refused(tmp_path):
+    with locked(Run(tmp_path)), pytest.raises(RuntimeError, match="another process"), locked(Run(tmp_path)):
+        pass
+
+
+def test_the_same_name_with_other_parameters_is_an_error(folders):
+    Run.open("a/b", {"alpha": 0.1})
+    assert Run.open("a/b", {"alpha": 0.1}).name == "a/b"
+    with pytest.raises(ValueError, match=r"alpha was 0.1, now 0.2.*delete"):
+        Run.open("a/b", {"alpha": 0.2})
+    with pytest.raises(FileNotFoundError, match="no run 'c'"):
+        Run.open("c")
+    for name in ("../x", "/x", "a b", ""):
+        with pytest.raises(ValueError, match="name="):
+            Run.open(name, {})
+
+
+def test_the_table_of_runs_has_unfinished_ones_too(folders):
+    Run.open("done", {"alpha": 0.1}).finish({"metrics": {"test_accuracy": 0.5}})
+    Run.open("started", {"alpha": 0.2})
+    table = load_runs().set_index("name")
+    assert table.finished.to_dict() == {"done": True, "started": False}
+    assert table.test_accuracy["done"] == 0.5
+
+
+def test_experiments_name_every_run_that_a_figure_needs():
+    for profile in experiments():
+        section = profile_of(profile)
+        for figure, roles in section["figures"].items():
+            assert (Path(__file__).parents[1] / "nbs" / "figures" / f"{figure}.ipynb").exists()
+            assert set(roles.values()) <= set(section["runs"]), figure
+        assert set(section.get("measure", {})) <= set(section["runs"])
+
+
+def test_experiments_use_known_parameters():
+    from dainv.training import TrainParams
+
+    for profile in experiments():
+        for name, params in profile_runs(profile).items():
+            assert check_params(TrainParams, params).seed == int(name.rpartition("-s")[2])
+
+
+def test_figure_runs_come_by_role_and_seed(folders, monkeypatch):
+    text = "p: {seeds: [3, 4], runs: {base: {alpha: 0.0}, dai: {}}, figures: {f: {baseline: base, dai: dai}}}"
+    (folders / "e.yaml").write_text(text)
+    monkeypatch.setenv("DAINV_EXPERIMENTS", str(folders / "e.yaml"))
+    for name, params in profile_runs("p").items():
+        write_json(folders / "runs" / name / "params.json", params)
+    found = [(f.run.name, f.role, f.label, f.seed) for f in figure_runs("p", "f")]
+    assert found[0] == ("p/base-s3", "baseline", "baseline, M = 8", 3)
+    assert found[3] == ("p/dai-s4", "dai", "DAI, M = 8, alpha = 0.1", 4)
+    with pytest.raises(ValueError, match="known: f"):
+        figure_runs("p", "g")
+    with pytest.raises(ValueError, match="known: p"):
+        profile_of("q")
+
+
+def test_a_run_made_with_other_parameters_is_reported(folders):
+    write_json(folders / "runs" / "p" / "params.json", {"alpha": 0.1, "views": 8})
+    assert run_mismatch("p", {"alpha": 0.1}) == ""
+    assert "alpha was 0.1, now 0.2" in run_mismatch("p", {"alpha": 0.2})
+    assert run_mismatch("absent", {"alpha": 0.2}) == ""
+
+
+def test_provenance_is_json_and_names_versions():
+    record = json.loads(json.dumps(provenance()))
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"] == torch.__version__

@@ -1,0 +1,216 @@
+"The training loop: resuming, faults, mistakes in the parameters, the two ways to start it."
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dainv.training as training
+from dainv.runs import Run
+from dainv.training import Trainer, TrainParams, load_model, load_run_data, predict, resolve, time_steps, train
+
+
+def weights(run):
+    return load_file(run.folder / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def command(params, name):
+    options = [text for key, value in {**params, "name": name}.items() for text in (f"--{key}", str(value))]
+    return [sys.executable, "-m", "dainv.training", *options]
+
+
+@pytest.fixture
+def undisturbed(tiny):
+    subprocess.run(command(tiny, "undisturbed"), check=True, capture_output=True)
+    return weights(Run.open("undisturbed"))
+
+
+def test_the_log_has_every_layer_and_the_diagnostics(tiny):
+    run = train(TrainParams(**tiny, name="run"))
+    log = run.log
+    assert log.epoch.tolist() == [1, 2, 3] and log.step.tolist() == [6, 12, 18]
+    layers = [f"invariance_conv{n}" for n in range(1, 10)]
+    assert log[layers].gt(0).all(axis=None) and log[layers].lt(2).all(axis=None)
+    assert log.pc1_share.between(0, 1).all() and log.effective_rank.ge(1).all()
+    assert run.result["metrics"]["test_accuracy"] == pytest.approx(log.test_accuracy.iloc[-1])
+    assert run.result["data"]["n_train"] == 96 and run.result["provenance"]["versions"]["torch"]
+
+
+def test_the_objective_is_what_the_log_says(tiny):
+    p, data = resolve(TrainParams(**tiny, alpha=0.3))
+    trainer = Trainer(p, data)
+    trainer.set_epoch(0)
+    values = trainer.step(0, monitor=True)
+    expected = 0.7 * values[1] + (values[3:] * torch.tensor(list(trainer.objective.alphas.values()))).sum()
+    assert values[0].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_finished_run_is_not_trained_again(tiny, monkeypatch, capsys):
+    first = train(TrainParams(**tiny, name="run"))
+    monkeypatch.setattr(training, "_train_epoch", lambda *_: pytest.fail("trained again"))
+    assert train(TrainParams(**tiny, name="run")).folder == first.folder
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_the_same_parameters_give_the_same_name_and_others_another(tiny):
+    names = {resolve(TrainParams(**{**tiny, **change}))[0].name for change in ({}, {}, {"seed": 1}, {"lr": 0.06})}
+    assert len(names) == 3
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_ends_in_the_same_weights(tiny, undisturbed):
+    run, delays = None, [2.2, 2.6, 3.0, 3.4, 3.8, 4.2]
+    for delay in delays:
+        process = subprocess.Popen(command(tiny, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command(tiny, "killed"), check=True, capture_output=True)
+    run = Run.open("killed")
+    assert same(weights(run), undisturbed)
+    assert run.log.epoch.tolist() == [1, 2, 3]
+
+
+def test_killed_between_checkpoints_and_with_a_truncated_last_one(tiny, undisturbed, monkeypatch):
+    real = training._train_epoch
+    monkeypatch.setattr(training, "_train_epoch", lambda t, e, b: real(t, e, b) if e < 2 else os.abort())
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        train(TrainParams(**tiny, name="aborted"))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGABRT
+    folder = Run.open("aborted").folder
+    newest = folder / "checkpoint.pt"
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    done = subprocess.run(command(tiny, "aborted"), check=True, capture_output=True, text=True)
+    assert "damaged" in done.stderr
+    assert same(weights(Run.open("aborted")), undisturbed)
+
+
+def test_a_full_disk_stops_cleanly_and_the_run_resumes(tiny, undisturbed):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    done = subprocess.run(command(tiny, "full"), preexec_fn=limited, capture_output=True, text=True)
+    assert done.returncode != 0 and "Error" in done.stderr
+    folder = Run.open("full").folder
+    assert {file.name for file in folder.iterdir()} == {"params.json", ".lock"}
+    subprocess.run(command(tiny, "full"), check=True, capture_output=True)
+    assert same(weights(Run.open("full")), undisturbed)
+
+
+def test_a_loss_that_is_not_finite_names_epoch_step_and_layer(tiny, monkeypatch):
+    real = Trainer.step
+
+    def poisoned(self, number, monitor=None):
+        values = real(self, number, monitor)
+        if number == 8:
+            values[0] = values[6] = torch.nan
+        return values
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+    with pytest.raises(FloatingPointError, match="layer conv4 is not finite at epoch 2, step 3 .*last good epoch is kept"):
+        train(TrainParams(**tiny, name="nan"))
+    run = Run.open("nan")
+    assert not run.finished and run.load_checkpoint()["epoch"] == 1
+
+
+def test_a_diverging_run_stops(tiny):
+    with pytest.raises(FloatingPointError, match="not finite .*Lower lr"):
+        train(TrainParams(**{**tiny, "lr": 1e30}, name="diverges"))
+    assert not Run.open("diverges").finished
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"alpha": -0.1}, "alpha=-0.1: expected 0 <= alpha < 1"),
+        ({"alpha": 1.0}, "alpha=1.0"),
+        ({"views": 1}, "views=1: expected at least 2 when alpha > 0"),
+        ({"views": 3}, "batch_size=16: expected a multiple of views=3"),
+        ({"views": 0, "alpha": 0.0}, "views=0"),
+        ({"epochs": -1}, "epochs=-1"),
+        ({"lr": -1.0}, "lr=-1.0"),
+        ({"scheme": "heavyer"}, "scheme='heavyer': expected one of none, light"),
+        ({"model": "alexnet"}, "model='alexnet' is unknown"),
+        ({"dataset": "cifar11"}, "cifar11"),
+        ({"data_root": "nowhere"}, "nowhere"),
+        ({"profile": "fast"}, "profile='fast'"),
+        ({"weights": "cubic"}, "cubic"),
+        ({"pairs": "some"}, "some"),
+        ({"device": "tpu"}, "device='tpu'"),
+        ({"batch_size": 4096}, "lower batch_size"),
+        ({"train_size": 1000}, "train_size"),
+    ],
+)
+def test_a_wrong_parameter_is_named_before_anything_is_trained(tiny, change, message):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        train(TrainParams(**{**tiny, **change}, name="wrong"))
+    assert message in str(error.value)
+
+
+def test_images_of_the_wrong_size_are_refused(tiny):
+    p, data = resolve(TrainParams(**tiny))
+    trainer = Trainer(p, data)
+    with pytest.raises(ValueError, match=r"\(N, 3, 32, 32\)"):
+        predict(trainer.model, torch.zeros(2, 3, 28, 28, dtype=torch.uint8))
+
+
+def test_the_baseline_is_measured_without_changing_its_training(tiny):
+    p, data = resolve(TrainParams(**{**tiny, "alpha": 0.0}))
+    finals = []
+    for monitor in (True, False):
+        trainer = Trainer(p, data)
+        trainer.set_epoch(0)
+        values = torch.stack([trainer.step(n, monitor=monitor) for n in range(3)])
+        assert (values[:, 3:] >= 0).all() if monitor else (values[:, 3:] == -1).all()
+        finals.append(trainer.bare_model.state_dict())
+    assert same(*finals)
+
+
+@pytest.mark.slow
+def test_the_whole_step_compiles_and_agrees_with_eager(tiny):
+    p, data = resolve(TrainParams(**tiny))
+    eager, compiled = Trainer(p, data), Trainer(replace(p, compile="on"), data)
+    for trainer in (eager, compiled):
+        trainer.set_epoch(0)
+    torch.testing.assert_close(eager.step(0), compiled.step(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_gives_back_its_network_and_its_data(tiny, folders):
+    run = train(TrainParams(**tiny, name="run"))
+    data = load_run_data(run)
+    probabilities = predict(load_model(run), data.test.images)
+    accuracy = (probabilities.argmax(1) == data.test.labels).float().mean().item()
+    assert accuracy == pytest.approx(run.result["metrics"]["test_accuracy"])
+    next((folders / "data" / "blobs" / "train" / "left").iterdir()).unlink()
+    with pytest.raises(ValueError, match="data have changed"):
+        load_run_data(run)
+
+
+def test_steps_are_timed_in_turn(tiny):
+    p, data = resolve(TrainParams(**tiny))
+    table = time_steps(p, data, [{"views": 1, "alpha": 0.0}, {"alpha": 0.1}], repeats=3)
+    assert table.variant.tolist() == ["M=1, alpha=0", "M=4, alpha=0.1"] * 3 and (table.seconds > 0).all()
+
+
+def test_the_command_line_helps_and_refuses(tiny):
+    shown = subprocess.run([sys.executable, "-m", "dainv.training", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0 and "--alpha float (default 0.1)" in shown.stdout
+    refused = subprocess.run(command({**tiny, "alhpa": 0.1}, "x"), capture_output=True, text=True)
+    assert refused.returncode == 2 and "did you mean 'alpha'" in refused.stderr
