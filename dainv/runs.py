@@ -214,7 +214,7 @@ def save_checkpoint(
 
     return atomic_write(path, save_and_rotate)
 
-# %% ../nbs/00_runs.ipynb #75663d8f
+# %% ../nbs/00_runs.ipynb #091d2e36
 def _check_same(name: str, old: dict, new: dict, folder: Path) -> None:
     "Raises a ValueError that lists what differs from the parameters that a run was started with."
     names = [k for k in {**old, **new} if old.get(k) != new.get(k)]
@@ -256,7 +256,19 @@ class _Folder:
             )
         return json.loads((self.folder / "result.json").read_text())
 
-# %% ../nbs/00_runs.ipynb #9b917db3
+    @property
+    def log(self) -> pd.DataFrame:
+        "One row per epoch."
+        return self.read_table("log.csv")
+
+    def read_table(self, file: str) -> pd.DataFrame:
+        "A table of the run folder, .csv or .parquet; a FileNotFoundError says how to make a missing one."
+        path = self.folder / file
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: run nbs/measure.ipynb with -r run {self.name}")
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+
+# %% ../nbs/00_runs.ipynb #dde1e62b
 class Run(_Folder):
     "A run folder: parameters, log, checkpoints, result."
 
@@ -278,18 +290,6 @@ class Run(_Folder):
         elif params is not None:
             write_json(run.folder / "params.json", params)
         return run
-
-    @property
-    def log(self) -> pd.DataFrame:
-        "One row per epoch."
-        return self.read_table("log.csv")
-
-    def read_table(self, file: str) -> pd.DataFrame:
-        "A table of the run folder, .csv or .parquet; a FileNotFoundError says how to make a missing one."
-        path = self.folder / file
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: run nbs/measure.ipynb with -r run {self.name}")
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
 
     def save_checkpoint(self, state: dict) -> Path:
         "The path of the new checkpoint; the one before it is kept as `checkpoint.previous.pt`."

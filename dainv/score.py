@@ -159,27 +159,29 @@ def single_transformations(
             alone[kind] = scheme("none", law=full.law, interpolation=full.interpolation, **values)
     return alone
 
-# %% ../nbs/50_score.ipynb #25f94b29
-def _top_features(audit: _Audit, ids: torch.Tensor, chosen: Scheme, repeat: int) -> torch.Tensor:  # (N, D)
-    "The rows of the audit's only layer, batch by batch."
-    return torch.cat([audit.activations(part, chosen, repeat)[audit.layers[0]] for part in ids.split(audit.batch_size)])
+# %% ../nbs/50_score.ipynb #5af1d877
+def _closest_classes(distances: torch.Tensor, labels: torch.Tensor, own: int, target: float) -> list[int]:  # 3
+    "Indices of three images of three other classes, those whose distance is closest to the target."
+    gap, picked = (distances - target).abs(), []
+    for label in labels.unique().tolist():
+        if label != own:
+            members = (labels == label).nonzero().flatten()
+            picked.append(members[gap[members].argmin()].item())
+    return sorted(picked, key=lambda index: gap[index].item())[:3]
 
 
-def _nearest_per_class(
-    distances: torch.Tensor, labels: torch.Tensor, own: int, target: torch.Tensor
-) -> torch.Tensor:  # (3,)
-    "Indices of the images of three other classes whose distance is closest to the target."
-    order = (distances - target).abs().argsort()
-    picked, classes = [], {own}
-    for index in order.tolist():
-        if int(labels[index]) not in classes:
-            picked.append(index)
-            classes.add(int(labels[index]))
-        if len(picked) == 3:
-            break
-    return torch.tensor(picked)
+def _best_set(moved: torch.Tensor, others: torch.Tensor, labels: torch.Tensor, own: int) -> tuple[float, list, list]:
+    "Mismatch (largest over smallest distance, minus 1), three views and three images around the best common distance."
+    best = (float("inf"), [], [])
+    order = moved.argsort()
+    for start in range(0, len(order) - 2, 3):
+        views = order[start : start + 3].tolist()
+        images = _closest_classes(others, labels, own, moved[views].mean().item())
+        together = torch.cat([moved[views], others[images]])
+        best = min(best, ((together.max() / together.min() - 1).item(), views, images))
+    return best
 
-# %% ../nbs/50_score.ipynb #c1cdca44
+# %% ../nbs/50_score.ipynb #10a33112
 @torch.inference_mode()
 def equidistant_samples(
     model: nn.Module,
@@ -187,38 +189,29 @@ def equidistant_samples(
     labels: torch.Tensor,  # (N,); at least four classes
     layer: str,  # where distances are taken
     scheme: str | Scheme = "heavier",  # transformations
-    candidates: int = 50,  # reference images that are tried
+    candidates: int = 40,  # reference images that are tried
     views: int = 60,  # transformations of each that are tried
     seed: int = 0,
-) -> dict:  # reference, others, draws and the distances
-    "A reference image, three images of other classes and three of its own views, all at the same distance from it."
+) -> dict:  # reference, others, transformed (3, 3, H, W) and the mean squared differences
+    "A reference image, three images of other classes and three of its own views, as equally far from it as can be found."
     if len(labels.unique()) < 4:
         raise ValueError(f"labels hold {len(labels.unique())} classes: three others than the reference's are needed")
-    audit, best = _Audit(model, images, [layer], None, 250, seed), None
-    everything = _top_features(audit, torch.arange(len(images)), _scheme("none"), 0)
+    audit, best, numbers = _Audit(model, images, [layer], None, 250, seed), None, torch.arange(views)
+    still = torch.cat([audit.activations(ids, _scheme("none"), 0)[layer] for ids in audit.batches()])
     picks = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:candidates]
     for reference in picks.tolist():
-        draws = draw_views(
-            _scheme(scheme),
-            torch.full((views,), reference),
-            torch.zeros(views, dtype=torch.long),
-            torch.arange(views),
-            seed,
-        )
-        seen = transform(images[[reference] * views], draws)
+        ids = torch.full_like(numbers, reference)
+        seen = transform(images[ids], draw_views(_scheme(scheme), ids, torch.zeros_like(ids), numbers, seed))
         with record(model, [layer]) as activations:
             model(seen.contiguous(memory_format=torch.channels_last))
-        own = everything[reference]
-        moved, others = _distances(_rows(activations[layer], layer), own), _distances(everything, own)
-        near = (moved - moved.median()).abs().argsort()[:3]
-        chosen = _nearest_per_class(others, labels, int(labels[reference]), moved[near].mean())
-        together = torch.cat([moved[near], others[chosen]])
-        mismatch = (together.max() / together.min() - 1).item()
+        moved = _distances(_rows(activations[layer], layer), still[reference]) / still.shape[1]
+        others = _distances(still, still[reference]) / still.shape[1]
+        mismatch, near, chosen = _best_set(moved, others, labels, int(labels[reference]))
         if best is None or mismatch < best["mismatch"]:
             best = dict(
                 mismatch=mismatch,
                 reference=reference,
-                others=chosen.tolist(),
+                others=chosen,
                 other_distances=others[chosen].tolist(),
                 transformed=(seen[near] * 255).round().to(torch.uint8),
                 transformed_distances=moved[near].tolist(),

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import stat
 import tarfile
 import time
@@ -794,7 +795,8 @@ def test_imagenet_is_resized_and_cropped(data_folder):
 @pytest.mark.skipif(
     not ARCHIVE.exists(), reason="the JPEG copy of CIFAR-10 (cifar10-jpeg.tar.xz) is not beside the checkout"
 )
-def test_the_jpeg_copy_of_cifar10(data_folder, record_property, capsys):
+def test_the_jpeg_copy_of_cifar10(data_folder, record_property, capsys, request):
+    request.addfinalizer(lambda: shutil.rmtree(data_folder))  # pytest would keep three copies of the 60,000 files
     seconds = {}
 
     def timed(what, call):

@@ -51,7 +51,7 @@ def gradient(loss, features):
 
 
 def close(a, b, tolerance=1e-6):
-    return (a.double() - b.double()).norm() <= tolerance * b.double().norm()
+    return (a.double() - b.double()).norm() <= tolerance * b.double().norm() + 1e-9  # one group: the gradient is 0
 
 
 # The value and the gradient
@@ -105,9 +105,11 @@ def test_the_tiles_of_a_large_layer_leave_no_seam():
     assert close(gradient(lambda x: invariance_loss(x, groups), x), exact)
 
 
-@pytest.mark.parametrize(("spread", "offset"), [(1e-2, 5.0), (1e-3, 5.0), (1e-2, 50.0), (1e-3, 50.0)])
-def test_exact_where_invariance_is_good(spread, offset):
-    x, groups = views(16, 8, shape=(12288,), spread=spread, offset=offset)
+@pytest.mark.parametrize(
+    ("spread", "offset", "units"), [(1e-3, 5.0, 12288), (1e-2, 5.0, 3000), (1e-2, 50.0, 3000), (1e-3, 50.0, 3000)]
+)
+def test_exact_where_invariance_is_good(spread, offset, units):
+    x, groups = views(16, 8, shape=(units,), spread=spread, offset=offset)
     true = torch.stack([(row - x.double()).square_().mean(1) for row in x.double()])
     distinct = torch.ones_like(true, dtype=torch.bool).triu(1)
     true = true[distinct & (groups[:, None] == groups)].mean() / true[distinct].mean()

@@ -1,0 +1,125 @@
+"Guards of the notebooks: what nbdev and papermill would let pass in silence."
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import papermill
+import pytest
+import yaml
+
+from dainv.training import TrainParams
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
+NUMBERED = [n for n in NOTEBOOKS if re.match(r"\d\d_", n.name)]
+RUN = [n for n in NOTEBOOKS if n not in NUMBERED and n.stem != "index"]
+
+
+def cells(notebook, kind="code"):
+    return [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == kind]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def name(notebook):
+    return str(notebook.relative_to(ROOT / "nbs"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_a_notebook_is_portable_and_clean(notebook):
+    content = json.loads(notebook.read_text())
+    assert content["metadata"]["kernelspec"]["name"] == "python3"
+    assert all(c["execution_count"] is None for c in cells(notebook))
+    assert notebook.stat().st_size < 400_000
+    text = notebook.read_text()
+    assert "application/vnd.jupyter.widget" not in text
+    assert not re.search(r"/(home|root|work|tmp|Users)/", text), "a path of somebody's machine"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_images_in_outputs_are_small(notebook):
+    for cell in cells(notebook):
+        for output in cell["outputs"]:
+            assert len(output.get("data", {}).get("image/png", "")) < 100_000 * 4 / 3, source(cell)[:60]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_cells_are_short_and_there_is_prose(notebook):
+    lengths = [len(c["source"]) for c in cells(notebook)]
+    assert max(lengths) <= 50
+    assert len(cells(notebook, "markdown")) >= 0.2 * (len(lengths) + len(cells(notebook, "markdown")))
+
+
+@pytest.mark.parametrize("notebook", NUMBERED, ids=name)
+def test_directives_stand_on_the_first_lines(notebook):
+    for cell in cells(notebook):
+        lines = source(cell).splitlines()
+        after_code = [line for i, line in enumerate(lines) if line.startswith("#|") and i and not lines[0].startswith("#|")]
+        assert not after_code, f"silently ignored: {after_code}"
+
+
+def test_every_module_has_exactly_one_notebook():
+    found = {}
+    for notebook in NUMBERED:
+        exported = re.findall(r"^#\| default_exp (\S+)", "\n".join(map(source, cells(notebook))), re.M)
+        assert exported == [notebook.stem[3:]], notebook.name
+        found[exported[0]] = notebook
+    modules = {m.stem for m in (ROOT / "dainv").glob("*.py")} - {"__init__", "_modidx"}
+    assert modules == set(found)
+
+
+@pytest.mark.parametrize("notebook", NUMBERED, ids=name)
+def test_a_module_imports_only_from_lower_floors(notebook):
+    floors = {n.stem[3:]: int(n.name[:2]) for n in NUMBERED}
+    for node in ast.walk(ast.parse((ROOT / "dainv" / f"{notebook.stem[3:]}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            assert floors[node.module] < int(notebook.name[:2]), node.module
+
+
+@pytest.mark.parametrize("notebook", RUN, ids=name)
+def test_run_notebooks_are_guarded(notebook):
+    tagged = [c for c in cells(notebook) if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == 1, "without its tag, papermill's values are overwritten in silence"
+    after = cells(notebook)[cells(notebook).index(tagged[0]) + 1]
+    assert "read_params(" in source(after)
+    assert "skip_exec: true" in source(cells(notebook, "raw")[0])
+    declared = [node.target.id for node in ast.parse(source(tagged[0])).body]
+    parsed = papermill.inspect_notebook(str(notebook))
+    assert list(parsed) == declared
+    assert all(p["help"] for p in parsed.values())
+
+
+def test_the_parameters_cell_is_the_dataclass():
+    cell = next(c for c in cells(ROOT / "nbs/train.ipynb") if "parameters" in c["metadata"].get("tags", []))
+    namespace = {}
+    exec(source(cell), namespace)
+    defaults = {k: v for k, v in namespace.items() if k not in ("__builtins__", "__annotations__")}
+    assert TrainParams(**defaults) == TrainParams() and list(defaults) == list(TrainParams.__dataclass_fields__)
+
+
+def test_the_environment_of_conda_is_that_of_pip():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    given = next(d["pip"] for d in conda if isinstance(d, dict))
+    assert given == [*wanted, "-e ."]
+
+
+def test_the_installed_package_is_this_checkout():
+    code = "import dainv, importlib.metadata as m; print(dainv.__file__, m.version('dainv'))"
+    shown = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True).stdout
+    settings = (ROOT / "settings.ini").read_text()
+    assert shown.split() == [str(ROOT / "dainv" / "__init__.py"), re.search(r"^version = (.*)$", settings, re.M)[1]]
+
+
+def test_the_readme_is_the_index():
+    from render_readme import rendered
+
+    assert (ROOT / "README.md").read_text() == rendered()

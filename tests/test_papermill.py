@@ -1,0 +1,90 @@
+"The run notebooks through papermill, and the whole way from training to the report."
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from dainv.runs import Run, load_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def papermill(*arguments, cwd):
+    "Papermill with its output captured and nothing on standard input, as a script would call it."
+    command = [sys.executable, "-m", "papermill", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def options(params):
+    return ["-y", json.dumps(params)]
+
+
+def test_the_literal_line_trains_from_any_folder(tiny, folders):
+    done = papermill(ROOT / "nbs/train.ipynb", "-p", "alpha", "0.1", *options(tiny), cwd=folders)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metadata"]["papermill"]["exception"] is None
+    runs = load_runs()
+    assert runs.finished.tolist() == [True] and runs.alpha.tolist() == [0.1]
+    again = subprocess.run(
+        [sys.executable, "-m", "dainv.training", *[t for k, v in tiny.items() for t in (f"--{k}", str(v))], "--alpha", "0.1"],
+        capture_output=True, text=True, check=True,
+    )
+    assert "finished already" in again.stdout, "the command line makes the same run as the notebook"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "alhpa", "0.1"], "did you mean 'alpha'"),
+        (["-p", "alpha", "x"], "'alpha': expected float"),
+        (["-p", "exclude_last", "false"], "write True or False"),
+        (["-p", "alpha", "1.5"], "alpha=1.5"),
+    ],
+)
+def test_a_mistyped_parameter_fails(folders, arguments, message):
+    done = papermill(ROOT / "nbs/train.ipynb", *arguments, cwd=folders)
+    assert done.returncode == 1 and message in done.stderr
+    assert not list((folders / "runs").iterdir())
+
+
+def test_the_notebook_shows_help():
+    done = papermill("--help-notebook", ROOT / "nbs/train.ipynb", cwd=ROOT)
+    assert "alpha: float (default 0.1)" in done.stdout and "share of the invariance loss" in done.stdout
+
+
+@pytest.mark.slow
+def test_from_training_to_the_report(tiny, folders):
+    profile = {
+        "common": tiny,
+        "seeds": [0],
+        "runs": {"m1": {"views": 1, "alpha": 0.0}, "m8": {"alpha": 0.0}, "dai": {"alpha": 0.1}},
+        "measure": {"dai": {"timing_steps": 2, "repeats": 2}},
+        "figures": {
+            "dai_loss_dynamics": {"baseline": "m8", "dai": "dai"},
+            "dai_score": {"baseline": "m1", "views": "m8", "dai": "dai"},
+            "dai_time": {"dai": "dai"},
+        },
+    }
+    (folders / "experiments.yaml").write_text(yaml.safe_dump({"check": profile}))
+    command = ["snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folders, "--cores", "2", "--config", "profile=check"]
+    environment = {**os.environ, "DAINV_EXPERIMENTS": str(folders / "experiments.yaml")}
+    done = subprocess.run(
+        [Path(sys.executable).parent / command[0], *command[1:]], capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = {file.name for file in (folders / "figures" / "check").iterdir()}
+    for figure in profile["figures"]:
+        assert {f"{figure}.{kind}" for kind in ("png", "pdf", "csv", "json")} <= made
+    assert "dai_score.png" in (folders / "figures" / "check" / "index.html").read_text()
+    scores = pd.read_parquet(Run.open("check/dai-s0").folder / "score.parquet")
+    assert scores.groupby("layer", observed=True).size().tolist() == [32 * 2] * 10
+    again = subprocess.run(
+        [Path(sys.executable).parent / command[0], *command[1:]], capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL
+    )
+    assert "Nothing to be done" in again.stderr
