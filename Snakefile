@@ -35,8 +35,10 @@ def runs_of(figure):
     return [f"{RUNS}/{PROFILE}/{name}-s{seed}/measured.json" for name in names for seed in SECTION["seeds"]]
 
 
+# Huge pages and memory that is kept instead of given back spare a narrow network's step up to a quarter of its time.
 PAPERMILL = (
     "OMP_NUM_THREADS={threads} OMP_WAIT_POLICY=PASSIVE "
+    "THP_MEM_ALLOC_ENABLE=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4000000000 "
     + sys.executable
     + " -m papermill --no-progress-bar --log-level WARNING "
 )
