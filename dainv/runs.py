@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['project_root', 'data_folder', 'runs_folder', 'figures_folder', 'atomic_write', 'write_json', 'write_table',
-           'check_params', 'read_params', 'provenance', 'load_checkpoint', 'save_checkpoint', 'Run', 'locked',
-           'load_runs', 'FigureRun', 'experiments', 'profile_of', 'profile_runs', 'run_mismatch', 'run_label',
+           'check_params', 'read_params', 'provenance', 'save_checkpoint', 'load_checkpoint', 'Run', 'locked',
+           'load_runs', 'experiments', 'profile_of', 'profile_runs', 'run_mismatch', 'FigureRun', 'run_label',
            'figure_runs', 'params_from_command_line']
 
 # %% ../nbs/00_runs.ipynb #81b8a565
@@ -31,19 +31,19 @@ import pandas as pd
 import torch
 import yaml
 
-# %% ../nbs/00_runs.ipynb #876dfb3e
-def project_root() -> Path:
-    "The checkout that this package was imported from; for a package installed elsewhere, `~/dainv`."
-    root = Path(__file__).resolve().parents[1] if "__file__" in globals() else _notebook_root()
-    return root if (root / "settings.ini").exists() else Path.home() / "dainv"
-
-
+# %% ../nbs/00_runs.ipynb #f03374fe
 def _notebook_root() -> Path:
     "The first folder upwards of the current one that holds `settings.ini`: used only while this notebook itself runs."
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p / "settings.ini").exists()), here)
 
-# %% ../nbs/00_runs.ipynb #316b5f38
+# %% ../nbs/00_runs.ipynb #043b4151
+def project_root() -> Path:
+    "The checkout that this package was imported from; for a package installed elsewhere, `~/dainv`."
+    root = Path(__file__).resolve().parents[1] if "__file__" in globals() else _notebook_root()
+    return root if (root / "settings.ini").exists() else Path.home() / "dainv"
+
+# %% ../nbs/00_runs.ipynb #4bfe686d
 def _folder(variable: str, default: Path) -> Path:
     "The folder named by an environment variable, else the default."
     return Path(os.environ[variable]).expanduser().resolve() if os.environ.get(variable) else default
@@ -58,7 +58,7 @@ def runs_folder() -> Path:
     "`$DAINV_RUNS`, else `runs/` at the project's root."
     return _folder("DAINV_RUNS", project_root() / "runs")
 
-
+# %% ../nbs/00_runs.ipynb #18b761f4
 def figures_folder(
     profile: str = "",  # subfolder of one profile; empty: the folder of all profiles
 ) -> Path:
@@ -83,7 +83,7 @@ def atomic_write(
         temporary.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/00_runs.ipynb #74468d91
+# %% ../nbs/00_runs.ipynb #170e36e0
 def _plain(value):
     "A JSON-ready equivalent of numpy, torch and path values."
     if isinstance(value, np.generic | torch.Tensor):
@@ -92,13 +92,13 @@ def _plain(value):
         return str(value)
     raise TypeError(f"a {type(value).__name__} cannot be stored as JSON")
 
-
+# %% ../nbs/00_runs.ipynb #33b489d3
 def write_json(path: str | Path, value) -> Path:
     "The path of the JSON file, written atomically."
     text = json.dumps(value, indent=1, default=_plain)
     return atomic_write(path, lambda p: p.write_text(text + "\n"))
 
-
+# %% ../nbs/00_runs.ipynb #6c08b5c3
 def write_table(
     path: str | Path,  # ends in .csv or .parquet
     table: pd.DataFrame,
@@ -109,9 +109,9 @@ def write_table(
         raise ValueError(f"{path}: tables are stored as .csv or .parquet, not '{suffix}'")
     return atomic_write(path, lambda p: writers[suffix](p, index=False))
 
-# %% ../nbs/00_runs.ipynb #79ec6376
-def _as_type(name: str, value, kind) -> object:
-    "The value as the field's type: an int passes for a float, a whole float for an int, nothing else is bent."
+# %% ../nbs/00_runs.ipynb #56b29633
+def _converted(value, kind) -> object:
+    "The value as the field's type, or None: an int passes for a float, a whole float for an int, nothing else is bent."
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and number:
         return float(value)
@@ -119,18 +119,20 @@ def _as_type(name: str, value, kind) -> object:
         return int(value)
     if typing.get_origin(kind) is list and isinstance(value, list | tuple):
         return list(value)
-    if kind in (bool, str) and isinstance(value, kind):
-        return value
+    return value if kind in (bool, str) and isinstance(value, kind) else None
+
+# %% ../nbs/00_runs.ipynb #addf8294
+def _as_type(name: str, value, kind) -> object:
+    "The value as the field's type; a ValueError names a parameter whose value does not fit."
+    if (converted := _converted(value, kind)) is not None:
+        return converted
     hint = " (write True or False, capitalised)" if kind is bool else ""
     shown = getattr(kind, "__name__", kind)
     raise ValueError(f"parameter {name!r}: expected {shown}, got {value!r} ({type(value).__name__}){hint}")
 
-# %% ../nbs/00_runs.ipynb #9d3901bb
-def check_params(
-    cls: type,  # a dataclass of parameters
-    values: dict,  # name -> value
-):
-    "An instance of `cls`; a ValueError names an unknown parameter, with the closest known one, or a wrong type."
+# %% ../nbs/00_runs.ipynb #8c7677bd
+def _check_names(cls: type, values: dict) -> None:
+    "Raises a ValueError for a name that the dataclass lacks, with the closest known one, or one that it needs."
     known = {f.name: f for f in fields(cls)}
     for name in values:
         if name not in known:
@@ -140,6 +142,14 @@ def check_params(
     missing = [n for n, f in known.items() if n not in values and f.default is MISSING and f.default_factory is MISSING]
     if missing:
         raise ValueError(f"parameter {missing[0]!r} is missing and has no default")
+
+# %% ../nbs/00_runs.ipynb #9d7c46b3
+def check_params(
+    cls: type,  # a dataclass of parameters
+    values: dict,  # name -> value
+):
+    "An instance of `cls`; a ValueError names an unknown parameter, with the closest known one, or a wrong type."
+    _check_names(cls, values)
     kinds = typing.get_type_hints(cls)
     return cls(**{name: _as_type(name, value, kinds[name]) for name, value in values.items()})
 
@@ -153,7 +163,7 @@ def read_params(
     new = {n: v for n, v in namespace.items() if n not in before and not n.startswith("_") and v is not before}
     return check_params(cls, new)
 
-# %% ../nbs/00_runs.ipynb #a82aed01
+# %% ../nbs/00_runs.ipynb #2ee98602
 def _git(*arguments: str) -> str:
     "What git prints about the project's checkout; empty where there is no git or no checkout."
     try:
@@ -162,7 +172,7 @@ def _git(*arguments: str) -> str:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
-
+# %% ../nbs/00_runs.ipynb #3ec17fb9
 def provenance(
     device: str = "cpu",  # where the computation ran
 ) -> dict:
@@ -177,7 +187,7 @@ def provenance(
         threads=torch.get_num_threads(),
     )
 
-# %% ../nbs/00_runs.ipynb #ff135682
+# %% ../nbs/00_runs.ipynb #00403e6f
 def _is_whole(path: Path) -> bool:
     "Whether the zip container can be read to its end with every checksum right."
     try:
@@ -186,21 +196,7 @@ def _is_whole(path: Path) -> bool:
     except (zipfile.BadZipFile, OSError, EOFError):
         return False
 
-
-def load_checkpoint(
-    *paths: Path,  # in order of preference
-    map_location="cpu",
-) -> dict | None:
-    "The first whole checkpoint among the paths; None when there is none. Damaged ones are named in a warning."
-    for path in paths:
-        if not path.exists():
-            continue
-        if _is_whole(path):
-            return torch.load(path, map_location=map_location, weights_only=True)
-        warnings.warn(f"{path} is damaged (truncated?) and was passed over", stacklevel=2)
-    return None
-
-
+# %% ../nbs/00_runs.ipynb #9d8f1a6b
 def save_checkpoint(
     path: Path,
     state: dict,  # tensors and plain values
@@ -214,17 +210,21 @@ def save_checkpoint(
 
     return atomic_write(path, save_and_rotate)
 
-# %% ../nbs/00_runs.ipynb #091d2e36
-def _check_same(name: str, old: dict, new: dict, folder: Path) -> None:
-    "Raises a ValueError that lists what differs from the parameters that a run was started with."
-    names = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-    if names:
-        listed = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in names)
-        raise ValueError(
-            f"run {name!r} exists with other parameters ({listed}): choose another name, or delete {folder}"
-        )
+# %% ../nbs/00_runs.ipynb #c5298438
+def load_checkpoint(
+    *paths: Path,  # in order of preference
+    map_location="cpu",
+) -> dict | None:
+    "The first whole checkpoint among the paths; None when there is none. Damaged ones are named in a warning."
+    for path in paths:
+        if not path.exists():
+            continue
+        if _is_whole(path):
+            return torch.load(path, map_location=map_location, weights_only=True)
+        warnings.warn(f"{path} is damaged (truncated?) and was passed over", stacklevel=2)
+    return None
 
-
+# %% ../nbs/00_runs.ipynb #4658ff63
 @dataclass(frozen=True)
 class _Folder:
     "What can be read in a run folder."
@@ -268,7 +268,23 @@ class _Folder:
             raise FileNotFoundError(f"{path} is missing: run nbs/measure.ipynb with -r run {self.name}")
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
 
-# %% ../nbs/00_runs.ipynb #dde1e62b
+# %% ../nbs/00_runs.ipynb #2c40dcbd
+def _check_name(name: str) -> None:
+    "Raises a ValueError for a name that is no path below the runs folder."
+    if not re.fullmatch(r"[\w.=+-]+(/[\w.=+-]+)*", name) or ".." in name:
+        raise ValueError(f"name={name!r}: use letters, digits, and . _ - = + (and / between folders)")
+
+# %% ../nbs/00_runs.ipynb #ea6a0378
+def _check_same(name: str, old: dict, new: dict, folder: Path) -> None:
+    "Raises a ValueError that lists what differs from the parameters that a run was started with."
+    names = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+    if names:
+        listed = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in names)
+        raise ValueError(
+            f"run {name!r} exists with other parameters ({listed}): choose another name, or delete {folder}"
+        )
+
+# %% ../nbs/00_runs.ipynb #2774dd03
 class Run(_Folder):
     "A run folder: parameters, log, checkpoints, result."
 
@@ -279,8 +295,7 @@ class Run(_Folder):
         params: dict | None = None,  # None: the run must exist
     ) -> "Run":
         "The run of this name; with `params` it is created, or checked to have been started with the same."
-        if not re.fullmatch(r"[\w.=+-]+(/[\w.=+-]+)*", name) or ".." in name:
-            raise ValueError(f"name={name!r}: use letters, digits, and . _ - = + (and / between folders)")
+        _check_name(name)
         run = cls(runs_folder() / name)
         exists = (run.folder / "params.json").exists()
         if params is None and not exists:
@@ -329,17 +344,7 @@ def load_runs(
         rows.append(dict(name=run.name, finished=run.finished, **run.params, **metrics))
     return pd.DataFrame(rows)
 
-# %% ../nbs/00_runs.ipynb #98fcd173
-@dataclass(frozen=True)
-class FigureRun:
-    "A run in a figure: the part that it plays, what the legend calls it, its seed."
-
-    run: Run
-    role: str
-    label: str
-    seed: int
-
-
+# %% ../nbs/00_runs.ipynb #fde75833
 def experiments() -> dict:
     "What `experiments.yaml` (or the file that `$DAINV_EXPERIMENTS` names) says, profile by profile."
     path = _folder("DAINV_EXPERIMENTS", project_root() / "experiments.yaml")
@@ -347,7 +352,7 @@ def experiments() -> dict:
         raise FileNotFoundError(f"{path} is missing: it says which runs exist")
     return yaml.safe_load(path.read_text())
 
-
+# %% ../nbs/00_runs.ipynb #3be03a5c
 def profile_of(
     name: str,  # quick, small, paper
 ) -> dict:
@@ -357,7 +362,7 @@ def profile_of(
         raise ValueError(f"profile={name!r} is not in experiments.yaml; known: {', '.join(known)}")
     return known[name]
 
-# %% ../nbs/00_runs.ipynb #f3f53c91
+# %% ../nbs/00_runs.ipynb #81b07d63
 def profile_runs(
     profile: str,  # quick, small, paper
 ) -> dict[str, dict]:
@@ -369,7 +374,7 @@ def profile_runs(
         for seed in section["seeds"]
     }
 
-
+# %% ../nbs/00_runs.ipynb #49f961cc
 def run_mismatch(
     name: str,  # of a run
     asked: dict,  # parameters that it should have
@@ -384,7 +389,17 @@ def run_mismatch(
         else ""
     )
 
+# %% ../nbs/00_runs.ipynb #f3458e1e
+@dataclass(frozen=True)
+class FigureRun:
+    "A run in a figure: the part that it plays, what the legend calls it, its seed."
 
+    run: Run
+    role: str
+    label: str
+    seed: int
+
+# %% ../nbs/00_runs.ipynb #62eb89b2
 def run_label(
     params: dict,  # parameters of a run
 ) -> str:
@@ -392,7 +407,7 @@ def run_label(
     views, alpha = params.get("views", 8), params.get("alpha", 0.1)
     return f"DAI, M = {views}, alpha = {alpha:g}" if alpha else f"baseline, M = {views}"
 
-
+# %% ../nbs/00_runs.ipynb #8fd25c46
 def figure_runs(
     profile: str,  # quick, small, paper
     figure: str,  # a name under `figures` of that profile
@@ -410,7 +425,7 @@ def figure_runs(
             found.append(FigureRun(opened, role, run_label(opened.params), seed))
     return found
 
-# %% ../nbs/00_runs.ipynb #d36640a2
+# %% ../nbs/00_runs.ipynb #36b358c4
 def _parse(text: str, kind):
     "The text of an option as a value of the field's type; what cannot be read stays text, for the check to name."
     if kind is bool:
@@ -422,27 +437,36 @@ def _parse(text: str, kind):
     except ValueError:
         return text
 
+# %% ../nbs/00_runs.ipynb #480648da
+def _usage(cls: type, program: str) -> str:
+    "One line per option, with its type and its default."
+    kinds = typing.get_type_hints(cls)
+    return f"usage: {program} [--name value ...]\n" + "\n".join(
+        f"  --{f.name} {getattr(kinds[f.name], '__name__', kinds[f.name])} (default {f.default!r})" for f in fields(cls)
+    )
 
+# %% ../nbs/00_runs.ipynb #a745e8c2
+def _read_options(cls: type, arguments: list[str]):
+    "An instance of the dataclass from `--name value` pairs; a ValueError names what is wrong with them."
+    kinds = typing.get_type_hints(cls)
+    words = [a.removeprefix("--") for a in arguments]
+    if len(words) % 2 or not all(a.startswith("--") for a in arguments[::2]):
+        raise ValueError("options come in pairs: --name value")
+    pairs = zip(words[::2], words[1::2], strict=True)
+    return check_params(cls, {name: _parse(text, kinds.get(name, str)) for name, text in pairs})
+
+# %% ../nbs/00_runs.ipynb #7b9b96b0
 def params_from_command_line(
     cls: type,  # a dataclass of parameters
     arguments: list[str],  # `sys.argv[1:]`
     program: str,  # shown in the usage line
 ):
     "An instance of `cls` from `--name value` pairs; prints usage and exits on `--help` or on a mistake."
-    kinds = typing.get_type_hints(cls)
-    usage = f"usage: {program} [--name value ...]\n" + "\n".join(
-        f"  --{f.name} {getattr(kinds[f.name], '__name__', kinds[f.name])} (default {f.default!r})" for f in fields(cls)
-    )
     if "--help" in arguments or "-h" in arguments:
-        print(usage)
+        print(_usage(cls, program))
         sys.exit(0)
-    pairs = [a.removeprefix("--") for a in arguments]
-    values = dict(zip(pairs[::2], pairs[1::2], strict=False))
     try:
-        if len(pairs) % 2 or not all(a.startswith("--") for a in arguments[::2]):
-            raise ValueError("options come in pairs: --name value")
-        parsed = {name: _parse(text, kinds.get(name, str)) for name, text in values.items()}
-        return check_params(cls, parsed)
-    except ValueError as e:
-        print(f"{program}: {e}", file=sys.stderr)
+        return _read_options(cls, arguments)
+    except ValueError as error:
+        print(f"{program}: {error}", file=sys.stderr)
         sys.exit(2)

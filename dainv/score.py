@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['invariance_profile', 'single_transformations', 'equidistant_samples']
 
-# %% ../nbs/50_score.ipynb #c7f83350
+# %% ../nbs/50_score.ipynb #bfde1a66
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from .augment import Scheme, draw_views, scheme, transform
-from .models import record
+from .models import evaluating, record
 
-# %% ../nbs/50_score.ipynb #7186d876
+# %% ../nbs/50_score.ipynb #7d67ccda
 def _rows(
     activation: torch.Tensor,  # (N, ...)
     layer: str,
@@ -31,7 +31,7 @@ def _rows(
         activation = activation.permute(0, 2, 3, 1)
     return activation.flatten(1).float()
 
-
+# %% ../nbs/50_score.ipynb #4f9bec40
 def _distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # (N,)
     "Squared distance between the rows of a and those of b (or one row b)."
     return torch.linalg.vector_norm(a - b, dim=1).square()
@@ -60,7 +60,7 @@ class _Audit:
             self.model(self.preprocess(x) if self.preprocess else x)
         return {"input": _rows(x, "input"), **{name: _rows(activations[name], name) for name in self.layers}}
 
-# %% ../nbs/50_score.ipynb #5c906707
+# %% ../nbs/50_score.ipynb #228a9ed8
 def _layer_means(audit: _Audit) -> dict[str, torch.Tensor]:
     "First pass: the mean activation of every layer."
     sums = {}
@@ -69,24 +69,48 @@ def _layer_means(audit: _Audit) -> dict[str, torch.Tensor]:
             sums[layer] = sums.get(layer, 0) + rows.sum(0).double()
     return {layer: (total / len(audit.images)).float() for layer, total in sums.items()}
 
+# %% ../nbs/50_score.ipynb #b0f68c33
+def _view_distances(audit: _Audit, ids: torch.Tensor, still: dict, chosen: Scheme, repeats: int) -> dict:
+    "Per layer, the squared distances (n, repeats) of the images `ids` to random views of them."
+    views = []
+    for repeat in range(repeats):
+        after = audit.activations(ids, chosen, repeat)
+        views.append({layer: _distances(still[layer], rows) for layer, rows in after.items()})
+    return {layer: torch.stack([view[layer] for view in views], 1) for layer in still}
 
+# %% ../nbs/50_score.ipynb #d51dbea5
 def _layer_distances(audit: _Audit, chosen: Scheme, repeats: int) -> tuple[dict, dict]:
     "Second pass: per layer, the squared distances to the mean (N,), and those to each transformed view (N, repeats)."
     means = _layer_means(audit)
     spread, moved = {layer: [] for layer in means}, {layer: [] for layer in means}
     for ids in audit.batches():
         still = audit.activations(ids, scheme("none"), 0)
+        views = _view_distances(audit, ids, still, chosen, repeats)
         for layer, rows in still.items():
             spread[layer].append(_distances(rows, means[layer]))
-        views = [[] for _ in range(repeats)]
-        for repeat in range(repeats):
-            after = audit.activations(ids, chosen, repeat)
-            views[repeat] = {layer: _distances(still[layer], rows) for layer, rows in after.items()}
-        for layer in means:
-            moved[layer].append(torch.stack([view[layer] for view in views], 1))
+            moved[layer].append(views[layer])
     return {k: torch.cat(v) for k, v in spread.items()}, {k: torch.cat(v) for k, v in moved.items()}
 
-# %% ../nbs/50_score.ipynb #95e13c75
+# %% ../nbs/50_score.ipynb #6410a4cd
+def _scores(spread: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:  # (N, repeats)
+    "Scores from squared distances to the mean (N,) and to the views (N, repeats); NaN where nothing varies."
+    reference = (spread.double() + spread.double().mean())[:, None]
+    return torch.where(reference > 0, 1 - moved.double() / reference, torch.nan).float()
+
+# %% ../nbs/50_score.ipynb #de59ff55
+def _tidy(layer: str, scores: np.ndarray) -> pd.DataFrame:
+    "A row per image and repetition."
+    image, repeat = np.indices(scores.shape, dtype=np.int32)
+    return pd.DataFrame(dict(layer=layer, image=image.ravel(), repeat=repeat.ravel(), score=scores.ravel()))
+
+# %% ../nbs/50_score.ipynb #0783611d
+def _profile_table(spread: dict, moved: dict) -> pd.DataFrame:
+    "The scores of all layers, one below the other, in the order of the network."
+    tables = [_tidy(layer, _scores(spread[layer], moved[layer]).cpu().numpy()) for layer in spread]
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(layer=pd.Categorical(table.layer, list(spread), ordered=True))
+
+# %% ../nbs/50_score.ipynb #4f1952c7
 def _check_images(images: torch.Tensor, repeats: int) -> None:
     "Raises a ValueError for images that cannot be scored."
     if images.dim() != 4 or images.shape[1] != 3 or len(images) < 2:
@@ -94,7 +118,17 @@ def _check_images(images: torch.Tensor, repeats: int) -> None:
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: at least one transformed view per image is needed")
 
+# %% ../nbs/50_score.ipynb #4e182c30
+def _scheme(chosen: str | Scheme) -> Scheme:
+    "The scheme of this name (for functions whose own argument hides the function)."
+    return scheme(chosen)
 
+
+def _layer_names(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
+    "The layers asked for, else those that the model measures, else its children."
+    return list(layers if layers is not None else getattr(model, "measured", [n for n, _ in model.named_children()]))
+
+# %% ../nbs/50_score.ipynb #00edb6b4
 @torch.inference_mode()
 def invariance_profile(
     model: nn.Module,
@@ -104,62 +138,40 @@ def invariance_profile(
     repeats: int = 5,  # random transformations per image
     seed: int = 0,
     *,
-    preprocess: Callable[[torch.Tensor], torch.Tensor]
-    | None = None,  # between [0, 1] pixels and the model: normalisation
+    preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,  # from [0, 1] pixels: normalisation
     batch_size: int = 250,
 ) -> pd.DataFrame:  # layer, image, repeat, score
     "The invariance score of every layer, the input first, per image and repetition; NaN where a layer does not vary."
     _check_images(images, repeats)
-    names = list(layers if layers is not None else getattr(model, "measured", [n for n, _ in model.named_children()]))
-    audit = _Audit(model, images, names, preprocess, batch_size, seed)
-    was_training = model.training
-    model.eval()
-    try:
-        spread, moved = _layer_distances(audit, _scheme(scheme), repeats)
-    finally:
-        model.train(was_training)
-    tables = []
-    for layer in ["input", *names]:
-        reference = (spread[layer].double() + spread[layer].double().mean())[:, None]
-        scores = torch.where(reference > 0, 1 - moved[layer].double() / reference, torch.nan)
-        tables.append(_tidy(layer, scores.float().cpu().numpy()))
-    table = pd.concat(tables, ignore_index=True)
-    return table.assign(layer=pd.Categorical(table.layer, ["input", *names], ordered=True))
+    audit = _Audit(model, images, _layer_names(model, layers), preprocess, batch_size, seed)
+    with evaluating(model):
+        return _profile_table(*_layer_distances(audit, _scheme(scheme), repeats))
 
+# %% ../nbs/50_score.ipynb #7bac4eac
+_KINDS = dict(
+    flip=["flip"],
+    rotation=["rotation"],
+    shift=["shift_rows", "shift_cols"],
+    shear=["shear"],
+    zoom=["zoom"],
+    brightness=["brightness"],
+    contrast=["contrast"],
+)
 
-def _scheme(chosen: str | Scheme) -> Scheme:
-    "The scheme of this name (the function's own argument hides the function)."
-    return scheme(chosen)
-
-
-def _tidy(layer: str, scores: np.ndarray) -> pd.DataFrame:
-    "A row per image and repetition."
-    image, repeat = np.indices(scores.shape, dtype=np.int32)
-    return pd.DataFrame(dict(layer=layer, image=image.ravel(), repeat=repeat.ravel(), score=scores.ravel()))
-
-# %% ../nbs/50_score.ipynb #2beb4cd6
+# %% ../nbs/50_score.ipynb #eaf60420
 def single_transformations(
     chosen: str | Scheme = "half_heavier_extremes",
 ) -> dict[str, Scheme]:
     "A scheme per kind of transformation that the given one draws: rotation, shift, shear, zoom, brightness, contrast, flip."
     full, none = scheme(chosen), scheme("none")
-    kinds = dict(
-        flip=["flip"],
-        rotation=["rotation"],
-        shift=["shift_rows", "shift_cols"],
-        shear=["shear"],
-        zoom=["zoom"],
-        brightness=["brightness"],
-        contrast=["contrast"],
-    )
     alone = {}
-    for kind, names in kinds.items():
+    for kind, names in _KINDS.items():
         values = {name: getattr(full, name) for name in names}
         if any(value != getattr(none, name) for name, value in values.items()):
             alone[kind] = scheme("none", law=full.law, interpolation=full.interpolation, **values)
     return alone
 
-# %% ../nbs/50_score.ipynb #5af1d877
+# %% ../nbs/50_score.ipynb #b8ab9ee4
 def _closest_classes(distances: torch.Tensor, labels: torch.Tensor, own: int, target: float) -> list[int]:  # 3
     "Indices of three images of three other classes, those whose distance is closest to the target."
     gap, picked = (distances - target).abs(), []
@@ -169,7 +181,7 @@ def _closest_classes(distances: torch.Tensor, labels: torch.Tensor, own: int, ta
             picked.append(members[gap[members].argmin()].item())
     return sorted(picked, key=lambda index: gap[index].item())[:3]
 
-
+# %% ../nbs/50_score.ipynb #67839736
 def _best_set(moved: torch.Tensor, others: torch.Tensor, labels: torch.Tensor, own: int) -> tuple[float, list, list]:
     "Mismatch (largest over smallest distance, minus 1), three views and three images around the best common distance."
     best = (float("inf"), [], [])
@@ -181,7 +193,27 @@ def _best_set(moved: torch.Tensor, others: torch.Tensor, labels: torch.Tensor, o
         best = min(best, ((together.max() / together.min() - 1).item(), views, images))
     return best
 
-# %% ../nbs/50_score.ipynb #10a33112
+# %% ../nbs/50_score.ipynb #2eec8dcf
+def _set_around(audit: _Audit, still, labels, reference: int, chosen: Scheme, views: int) -> dict:
+    "The best set around a reference image, with the activations `still` (N, D) of all images."
+    (layer,), numbers = audit.layers, torch.arange(views)
+    ids = torch.full_like(numbers, reference)
+    seen = transform(audit.images[ids], draw_views(chosen, ids, torch.zeros_like(ids), numbers, audit.seed))
+    with record(audit.model, [layer]) as activations:
+        audit.model(seen.contiguous(memory_format=torch.channels_last))
+    moved = _distances(_rows(activations[layer], layer), still[reference]) / still.shape[1]
+    others = _distances(still, still[reference]) / still.shape[1]
+    mismatch, near, picked = _best_set(moved, others, labels, int(labels[reference]))
+    return dict(
+        mismatch=mismatch,
+        reference=reference,
+        others=picked,
+        other_distances=others[picked].tolist(),
+        transformed=(seen[near] * 255).round().to(torch.uint8),
+        transformed_distances=moved[near].tolist(),
+    )
+
+# %% ../nbs/50_score.ipynb #8c7ecd0e
 @torch.inference_mode()
 def equidistant_samples(
     model: nn.Module,
@@ -196,24 +228,9 @@ def equidistant_samples(
     "A reference image, three images of other classes and three of its own views, as equally far from it as can be found."
     if len(labels.unique()) < 4:
         raise ValueError(f"labels hold {len(labels.unique())} classes: three others than the reference's are needed")
-    audit, best, numbers = _Audit(model, images, [layer], None, 250, seed), None, torch.arange(views)
-    still = torch.cat([audit.activations(ids, _scheme("none"), 0)[layer] for ids in audit.batches()])
+    audit, chosen = _Audit(model, images, [layer], None, 250, seed), _scheme(scheme)
     picks = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:candidates]
-    for reference in picks.tolist():
-        ids = torch.full_like(numbers, reference)
-        seen = transform(images[ids], draw_views(_scheme(scheme), ids, torch.zeros_like(ids), numbers, seed))
-        with record(model, [layer]) as activations:
-            model(seen.contiguous(memory_format=torch.channels_last))
-        moved = _distances(_rows(activations[layer], layer), still[reference]) / still.shape[1]
-        others = _distances(still, still[reference]) / still.shape[1]
-        mismatch, near, chosen = _best_set(moved, others, labels, int(labels[reference]))
-        if best is None or mismatch < best["mismatch"]:
-            best = dict(
-                mismatch=mismatch,
-                reference=reference,
-                others=chosen,
-                other_distances=others[chosen].tolist(),
-                transformed=(seen[near] * 255).round().to(torch.uint8),
-                transformed_distances=moved[near].tolist(),
-            )
-    return best
+    with evaluating(model):
+        still = torch.cat([audit.activations(ids, _scheme("none"), 0)[layer] for ids in audit.batches()])
+        sets = [_set_around(audit, still, labels, reference, chosen, views) for reference in picks.tolist()]
+    return min(sets, key=lambda found: found["mismatch"])

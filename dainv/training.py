@@ -6,12 +6,13 @@
 __all__ = ['PROFILES', 'TrainParams', 'learning_rate', 'resolve', 'Trainer', 'trainer_state', 'load_trainer_state', 'predict',
            'top_k_accuracy', 'test_metrics', 'train', 'load_model', 'load_run_data', 'time_steps']
 
-# %% ../nbs/40_training.ipynb #7338c465
+# %% ../nbs/40_training.ipynb #8e9910f2
 import hashlib
 import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
 import pandas as pd
@@ -26,7 +27,7 @@ from .augment import SCHEMES, draw_views, scheme, transform
 from .collapse import effective_rank, pc1_share
 from .data import ImageData, load_data
 from .invariance import InvarianceObjective
-from .models import build_model, record
+from .models import build_model, evaluating, record
 from .runs import Run, atomic_write, locked, params_from_command_line, provenance, write_table
 from .sampling import ViewSampler
 
@@ -69,13 +70,13 @@ class TrainParams:
     precision: str = "auto"  # auto: bf16-mixed on a GPU, 32-true on a CPU
     compile: str = "auto"  # on, off, or auto: on a GPU
 
-# %% ../nbs/40_training.ipynb #7135f99f
+# %% ../nbs/40_training.ipynb #a559533b
 PROFILES = {
-    "quick": dict(width=1 / 6, epochs=16, lr=0.05),
+    "quick": dict(width=1 / 6, epochs=12, lr=0.05),
     "paper": dict(width=1.0, epochs=350, lr=0.01),
 }
 
-
+# %% ../nbs/40_training.ipynb #59ddd2a9
 def learning_rate(
     p: TrainParams,
     epoch: int,  # 0-based
@@ -83,10 +84,10 @@ def learning_rate(
     "The learning rate during an epoch: `lr`, times `lr_decay` for every milestone that lies behind."
     return p.lr * p.lr_decay ** sum(epoch >= round(m * p.epochs) for m in p.milestones)
 
-# %% ../nbs/40_training.ipynb #29c7cc41
-def _check(p: TrainParams) -> None:
-    "Raises a ValueError that names the first parameter outside its range."
-    rules = [
+# %% ../nbs/40_training.ipynb #4ca8ae66
+def _rules(p: TrainParams) -> list[tuple[str, bool, str]]:
+    "Parameter, whether its value is in range, and what was expected."
+    return [
         ("alpha", 0 <= p.alpha < 1, "0 <= alpha < 1 (the cross entropy has weight 1 - alpha)"),
         ("views", p.views >= 1, "at least 1"),
         ("views", p.views > 1 or p.alpha == 0, "at least 2 when alpha > 0: invariance compares views of an image"),
@@ -101,40 +102,51 @@ def _check(p: TrainParams) -> None:
         ("compile", p.compile in ("auto", "on", "off"), "auto, on or off"),
         ("device", p.device in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
     ]
-    for name, holds, expected in rules:
+
+# %% ../nbs/40_training.ipynb #d0cf30e4
+def _check(p: TrainParams) -> None:
+    "Raises a ValueError that names the first parameter outside its range."
+    for name, holds, expected in _rules(p):
         if not holds:
             raise ValueError(f"parameter {name}={getattr(p, name)!r}: expected {expected}")
 
-# %% ../nbs/40_training.ipynb #be6407b1
+# %% ../nbs/40_training.ipynb #4e4173de
+def _filled(p: TrainParams, profile: str) -> TrainParams:
+    "The parameters with the profile's value wherever a zero leaves the choice to it."
+    return replace(p, **{k: getattr(p, k) or v for k, v in PROFILES[profile].items()})
+
+
+def _profile(p: TrainParams, data: ImageData) -> str:
+    "The profile that is asked for, or for `auto` the one that fits the machine and the data."
+    if p.profile != "auto":
+        return p.profile
+    on_gpu = p.device == "cuda" or (p.device == "auto" and torch.cuda.is_available())
+    return "paper" if on_gpu and data.name.startswith("cifar") else "quick"
+
+# %% ../nbs/40_training.ipynb #1378f36c
 def _auto_name(p: TrainParams) -> str:
     "A name that tells the essentials and differs whenever a parameter does."
     digest = hashlib.sha256(json.dumps(asdict(p), sort_keys=True).encode()).hexdigest()[:6]
     return f"{p.model}-{p.dataset}-alpha{p.alpha:g}-M{p.views}-s{p.seed}-{digest}"
 
+# %% ../nbs/40_training.ipynb #0651b682
+def _load_data(p: TrainParams) -> ImageData:
+    "The data that the parameters ask for."
+    options = dict(train_size=p.train_size, test_size=p.test_size, classes=p.classes or None, title=p.data_title)
+    return load_data(p.dataset, p.data_root or None, **options)
 
+# %% ../nbs/40_training.ipynb #206ddb38
 def resolve(p: TrainParams) -> tuple[TrainParams, ImageData]:
     "The parameters with every choice made, and the data; a ValueError names a parameter outside its range."
     if p.profile not in ("auto", *PROFILES):
         raise ValueError(f"parameter profile={p.profile!r}: expected auto, {' or '.join(PROFILES)}")
-    on_gpu = p.device == "cuda" or (p.device == "auto" and torch.cuda.is_available())
-    guess = PROFILES["quick"]
-    _check(replace(p, **{k: getattr(p, k) or v for k, v in guess.items()}))
-    data = load_data(
-        p.dataset,
-        p.data_root or None,
-        train_size=p.train_size,
-        test_size=p.test_size,
-        classes=p.classes or None,
-        title=p.data_title,
-    )
-    profile = p.profile
-    if profile == "auto":
-        profile = "paper" if on_gpu and data.name.startswith("cifar") else "quick"
-    chosen = {k: getattr(p, k) or v for k, v in PROFILES[profile].items()}
-    p = replace(p, profile=profile, dataset=data.name, **chosen)
+    _check(_filled(p, "quick"))
+    data = _load_data(p)
+    profile = _profile(p, data)
+    p = replace(_filled(p, profile), profile=profile, dataset=data.name)
     return replace(p, name=p.name or _auto_name(p)), data
 
-# %% ../nbs/40_training.ipynb #52aff485
+# %% ../nbs/40_training.ipynb #d494d6b6
 def _fabric(p: TrainParams) -> tuple[Fabric, bool]:
     "Device and precision that the parameters ask for, and whether the device is a GPU."
     if p.device == "cuda" and not torch.cuda.is_available():
@@ -143,27 +155,40 @@ def _fabric(p: TrainParams) -> tuple[Fabric, bool]:
     precision = p.precision if p.precision != "auto" else "bf16-mixed" if on_gpu else "32-true"
     return Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision), on_gpu
 
-
+# %% ../nbs/40_training.ipynb #16b2caf5
 def _initial_model(p: TrainParams, data: ImageData) -> nn.Module:
     "The network as the seed initialises it, whatever was drawn before."
     with torch.random.fork_rng():
         torch.manual_seed(p.seed)
         return build_model(p.model, len(data.classes), p.width, in_size=data.train.images.shape[-1])
 
-
+# %% ../nbs/40_training.ipynb #59434162
 def _objective(p: TrainParams, layers: list[str]) -> InvarianceObjective:
     "The objective that the parameters ask for."
     names = ("alpha", "weights", "weights_ratio", "exclude_last", "metric", "pairs", "reference")
     return InvarianceObjective(layers, **{name: getattr(p, name) for name in names})
 
-# %% ../nbs/40_training.ipynb #d4e8839f
+# %% ../nbs/40_training.ipynb #84914d2d
+def _forward(trainer: "Trainer", images, views, passes) -> tuple[dict, torch.Tensor]:
+    "Activations of the measured layers (none for single views), and logits, of a batch of indices (B,)."
+    p, train = trainer.p, trainer.data.train
+    x = transform(train.images[images], draw_views(trainer.scheme, images, passes, views, p.seed))
+    with record(trainer.bare_model, trainer.layers if p.views > 1 else []) as activations:
+        logits = trainer.model(x.contiguous(memory_format=torch.channels_last))
+    return activations, logits
+
+# %% ../nbs/40_training.ipynb #0611c6f2
+def _logged(trainer: "Trainer", loss, parts, right) -> torch.Tensor:
+    "The vector (3 + layers,) of a step: loss, cross entropy, right answers and each layer's loss, or -1."
+    unmeasured = torch.full_like(loss, -1.0)
+    layers = [parts["invariance"].get(layer, unmeasured) for layer in trainer.layers]
+    return torch.stack([loss.detach(), parts["cross_entropy"], right.to(loss.dtype), *layers])
+
+# %% ../nbs/40_training.ipynb #f39e03b5
 def _batch_loss(trainer: "Trainer", images, views, groups, passes, monitor: bool):
     "The objective of a batch of indices (B,), and the vector (3 + layers,) of everything that is logged."
-    p, train = trainer.p, trainer.data.train
-    labels, repeated = train.labels[images], p.views > 1
-    x = transform(train.images[images], draw_views(trainer.scheme, images, passes, views, p.seed))
-    with record(trainer.bare_model, trainer.layers if repeated else []) as activations:
-        logits = trainer.model(x.contiguous(memory_format=torch.channels_last))
+    labels = trainer.data.train.labels[images]
+    activations, logits = _forward(trainer, images, views, passes)
     loss, parts = trainer.objective(
         activations,
         logits,
@@ -171,14 +196,18 @@ def _batch_loss(trainer: "Trainer", images, views, groups, passes, monitor: bool
         groups,
         n_groups=trainer.sampler.images_per_batch,
         n_labels=len(trainer.data.classes),
-        monitor=monitor and repeated,
+        monitor=monitor and trainer.p.views > 1,
     )
-    unmeasured = torch.full_like(loss, -1.0)
-    layers = [parts["invariance"].get(layer, unmeasured) for layer in trainer.layers]
-    right = (logits.argmax(1) == labels).sum().to(loss.dtype)
-    return loss, torch.stack([loss.detach(), parts["cross_entropy"], right, *layers])
+    return loss, _logged(trainer, loss, parts, (logits.argmax(1) == labels).sum())
 
-# %% ../nbs/40_training.ipynb #e2c7fcf6
+# %% ../nbs/40_training.ipynb #a0d32105
+def _compiled(p: TrainParams, on_gpu: bool) -> Callable:
+    "`_batch_loss`, compiled where the parameters ask for it."
+    if p.compile == "on" or (p.compile == "auto" and on_gpu):
+        return torch.compile(_batch_loss, mode="reduce-overhead" if on_gpu else "default")
+    return _batch_loss
+
+# %% ../nbs/40_training.ipynb #89fd514b
 class Trainer:
     "A network in training: data on the device, model, objective, optimiser."
 
@@ -194,9 +223,7 @@ class Trainer:
         self.objective = _objective(p, self.layers)
         sgd = torch.optim.SGD(self.bare_model.parameters(), lr=p.lr, momentum=p.momentum, nesterov=True, fused=on_gpu)
         self.model, self.optimizer = self.fabric.setup(self.bare_model, sgd)
-        self._loss = _batch_loss
-        if p.compile == "on" or (p.compile == "auto" and on_gpu):
-            self._loss = torch.compile(_batch_loss, mode="reduce-overhead" if on_gpu else "default")
+        self._loss = _compiled(p, on_gpu)
 
     def set_epoch(self, epoch: int) -> None:
         "Puts the network into training mode at the learning rate of an epoch (0-based)."
@@ -219,7 +246,7 @@ class Trainer:
         self.optimizer.zero_grad()
         return values.clone()
 
-# %% ../nbs/40_training.ipynb #72bd839d
+# %% ../nbs/40_training.ipynb #c75289d4
 def trainer_state(trainer: Trainer) -> dict:
     "Everything that the next step depends on: tensors and plain values."
     sampler = {name: getattr(trainer.sampler, name) for name in ("seed", "batch_size", "views", "n_images")}
@@ -230,7 +257,7 @@ def trainer_state(trainer: Trainer) -> dict:
         sampler=sampler,
     )
 
-
+# %% ../nbs/40_training.ipynb #3184cf37
 def load_trainer_state(trainer: Trainer, state: dict) -> None:
     "Continues from a state; a ValueError when it was made with another sampler."
     expected = {name: getattr(trainer.sampler, name) for name in state["sampler"]}
@@ -242,7 +269,14 @@ def load_trainer_state(trainer: Trainer, state: dict) -> None:
     trainer.optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["generator"].cpu())
 
-# %% ../nbs/40_training.ipynb #5d370a12
+# %% ../nbs/40_training.ipynb #d8b6f571
+def _probabilities(model: nn.Module, images, ids, chosen: str, view: int, seed: int) -> torch.Tensor:
+    "Class probabilities (n, classes) of one augmented view of the images (n,) that `ids` picks."
+    draws = draw_views(scheme(chosen), ids, torch.zeros_like(ids), torch.full_like(ids, view), seed)
+    x = transform(images[ids], draws).contiguous(memory_format=torch.channels_last)
+    return model(x).float().softmax(1)
+
+# %% ../nbs/40_training.ipynb #3086e4ce
 @torch.inference_mode()
 def predict(
     model: nn.Module,
@@ -253,17 +287,11 @@ def predict(
     batch_size: int = 500,
 ) -> torch.Tensor:  # (N, classes), probabilities
     "Class probabilities in evaluation mode, averaged over the views."
-    was_training = model.training
-    model.eval()
     chunks = []
-    for ids in torch.arange(len(images), device=images.device).split(batch_size):
-        total = 0
-        for view in range(views):
-            draws = draw_views(scheme(scheme_name), ids, torch.zeros_like(ids), torch.full_like(ids, view), seed)
-            x = transform(images[ids], draws).contiguous(memory_format=torch.channels_last)
-            total = total + model(x).float().softmax(1)
-        chunks.append(total / views)
-    model.train(was_training)
+    with evaluating(model):
+        for ids in torch.arange(len(images), device=images.device).split(batch_size):
+            total = sum(_probabilities(model, images, ids, scheme_name, view, seed) for view in range(views))
+            chunks.append(total / views)
     return torch.cat(chunks)
 
 # %% ../nbs/40_training.ipynb #e101ae95
@@ -277,14 +305,40 @@ def top_k_accuracy(
         return math.nan
     return (probabilities.topk(k, 1).indices == labels[:, None]).any(1).float().mean().item()
 
-# %% ../nbs/40_training.ipynb #354ab365
-def _epoch_row(trainer: Trainer, values: torch.Tensor, epoch: int, seconds: float) -> dict:
-    "The log row of an epoch from the vectors of its steps (steps, 3 + layers)."
-    values, p = values.cpu(), trainer.p
+# %% ../nbs/40_training.ipynb #089d0074
+def _top_features(trainer: Trainer) -> torch.Tensor:
+    "Activations of the last measured layer for the first 512 test images."
+    top = trainer.layers[-1]
+    with record(trainer.bare_model, [top]) as activations:
+        predict(trainer.model, trainer.data.test.images[:512], batch_size=512)
+    return activations[top].float()
+
+# %% ../nbs/40_training.ipynb #082f150b
+def test_metrics(trainer: Trainer) -> dict:
+    "Accuracy and cross entropy on the test set without augmentation, and the collapse diagnostics of the top layer."
+    test = trainer.data.test
+    probabilities, features = predict(trainer.model, test.images), _top_features(trainer)
+    finite = bool(torch.isfinite(features).all())
+    return dict(
+        test_accuracy=top_k_accuracy(probabilities, test.labels),
+        test_cross_entropy=F.nll_loss(probabilities.clamp_min(1e-12).log(), test.labels).item(),
+        pc1_share=pc1_share(features) if finite else math.nan,
+        effective_rank=effective_rank(features) if finite else math.nan,
+    )
+
+# %% ../nbs/40_training.ipynb #c47eed14
+def _layer_means(trainer: Trainer, values: torch.Tensor) -> dict:
+    "The mean invariance loss of each layer over the steps (steps, 3 + layers) that measured it, else NaN."
     layers = {}
     for column, layer in enumerate(trainer.layers, start=3):
         measured = values[:, column][values[:, column] >= 0]
         layers[f"invariance_{layer}"] = measured.mean().item() if len(measured) else math.nan
+    return layers
+
+# %% ../nbs/40_training.ipynb #df58dab1
+def _epoch_row(trainer: Trainer, values: torch.Tensor, epoch: int, seconds: float) -> dict:
+    "The log row of an epoch from the vectors of its steps (steps, 3 + layers)."
+    values, p = values.cpu(), trainer.p
     images = len(values) * p.batch_size
     return dict(
         epoch=epoch + 1,
@@ -296,48 +350,44 @@ def _epoch_row(trainer: Trainer, values: torch.Tensor, epoch: int, seconds: floa
         **test_metrics(trainer),
         seconds=seconds,
         images_per_second=images / seconds,
-        **layers,
+        **_layer_means(trainer, values),
     )
 
+# %% ../nbs/40_training.ipynb #7b9940bf
+def _first_bad(values: torch.Tensor, layers: list[str]) -> tuple[int, str] | None:
+    "The first step (0-based) whose losses are not all finite, and the first of these; None when there is none."
+    bad = ~torch.isfinite(values)
+    if not bad.any():
+        return None
+    step = bad.any(1).nonzero()[0].item()
+    names = ["the loss", "the cross entropy", "the right", *[f"the invariance loss of layer {name}" for name in layers]]
+    found = bad[step].nonzero().flatten().tolist()
+    return step, names[next((column for column in found if column >= 3), found[-1])]
 
-def test_metrics(trainer: Trainer) -> dict:
-    "Accuracy and cross entropy on the test set without augmentation, and the collapse diagnostics of the top layer."
-    test, top = trainer.data.test, trainer.layers[-1]
-    probabilities = predict(trainer.model, test.images)
-    with record(trainer.bare_model, [top]) as activations:
-        predict(trainer.model, test.images[:512], batch_size=512)
-    features = activations[top].float()
-    finite = bool(torch.isfinite(features).all())
-    return dict(
-        test_accuracy=top_k_accuracy(probabilities, test.labels),
-        test_cross_entropy=F.nll_loss(probabilities.clamp_min(1e-12).log(), test.labels).item(),
-        pc1_share=pc1_share(features) if finite else math.nan,
-        effective_rank=effective_rank(features) if finite else math.nan,
-    )
-
-# %% ../nbs/40_training.ipynb #da24de65
+# %% ../nbs/40_training.ipynb #8b97d44f
 def _check_finite(trainer: Trainer, values: torch.Tensor, epoch: int) -> None:
     "Raises a FloatingPointError that names the epoch, the step and the layer where a loss stopped being finite."
-    bad = ~torch.isfinite(values.cpu())
-    if bad.any():
-        step = bad.any(1).nonzero()[0].item()
-        names = ["loss", "cross entropy", "right", *trainer.layers]
-        found = [names[c] for c in bad[step].nonzero().flatten().tolist()]
-        layers = [name for name in found if name in trainer.layers]
-        what = f"the invariance loss of layer {layers[0]}" if layers else f"the {found[-1]}"
+    kept, lr = "the checkpoint of the last good epoch is kept", f"Lower lr={trainer.p.lr:g}"
+    if found := _first_bad(values.cpu(), trainer.layers):
+        step, what = found
         raise FloatingPointError(
             f"run {trainer.p.name!r}: {what} is not finite at epoch {epoch + 1}, step {step + 1} of the epoch; "
-            f"the checkpoint of the last good epoch is kept. Lower lr={trainer.p.lr:g}, or look at the data."
+            f"{kept}. {lr}, or look at the data."
         )
-    parameters = trainer.bare_model.named_parameters()
-    broken = [name for name, parameter in parameters if not torch.isfinite(parameter).all()]
-    if broken:
-        raise FloatingPointError(
-            f"run {trainer.p.name!r}: weights of layer {broken[0]} are not finite after epoch {epoch + 1}, "
-            f"step {len(values)} of the epoch; the checkpoint of the last good epoch is kept. Lower lr={trainer.p.lr:g}."
-        )
+    for name, parameter in trainer.bare_model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise FloatingPointError(
+                f"run {trainer.p.name!r}: weights of layer {name} are not finite after epoch {epoch + 1}, "
+                f"step {len(values)} of the epoch; {kept}. {lr}."
+            )
 
-# %% ../nbs/40_training.ipynb #802ff51e
+# %% ../nbs/40_training.ipynb #83563f69
+def _show(bar: tqdm, recent: torch.Tensor, epoch: int, size: int) -> None:
+    "Puts epoch, loss and accuracy of the last ten steps (steps, 3 + layers) of `size` images behind the bar."
+    loss, accuracy = recent[-10:, 0].mean().item(), recent[-10:, 2].mean().item() / size
+    bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", acc=f"{accuracy:.3f}", refresh=False)
+
+# %% ../nbs/40_training.ipynb #a1297835
 def _train_epoch(trainer: Trainer, epoch: int, bar: tqdm) -> torch.Tensor:  # (steps, 3 + layers)
     "One epoch; the vectors of its steps. The bar is refreshed, and the losses checked, about twice a second."
     steps, size = trainer.sampler.steps_per_epoch, trainer.p.batch_size
@@ -348,13 +398,12 @@ def _train_epoch(trainer: Trainer, epoch: int, bar: tqdm) -> torch.Tensor:  # (s
         if time.monotonic() - refreshed > 0.5 or step == steps - 1:
             recent = torch.stack(rows)
             _check_finite(trainer, recent, epoch)
-            loss, accuracy = recent[-10:, 0].mean().item(), recent[-10:, 2].mean().item() / size
-            bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", acc=f"{accuracy:.3f}", refresh=False)
+            _show(bar, recent, epoch, size)
             refreshed = time.monotonic()
         bar.update(size)
     return torch.stack(rows)
 
-# %% ../nbs/40_training.ipynb #353f0a0f
+# %% ../nbs/40_training.ipynb #65f08bd3
 def _progress(trainer: Trainer, start: int) -> tqdm:
     "A bar over all images of the run, from the epoch it starts at; rare lines where the output is not a terminal."
     p, steps = trainer.p, trainer.sampler.steps_per_epoch
@@ -368,7 +417,7 @@ def _progress(trainer: Trainer, start: int) -> tqdm:
         dynamic_ncols=True,
     )
 
-
+# %% ../nbs/40_training.ipynb #1f4ec918
 def _continue(trainer: Trainer, run: Run) -> list[dict]:
     "The log rows so far; the trainer is put where the newest whole checkpoint left it."
     checkpoint = run.load_checkpoint(map_location=trainer.device)
@@ -377,14 +426,24 @@ def _continue(trainer: Trainer, run: Run) -> list[dict]:
     load_trainer_state(trainer, checkpoint["trainer"])
     return checkpoint["rows"]
 
-# %% ../nbs/40_training.ipynb #b0567642
-def _finish(trainer: Trainer, run: Run, rows: list[dict]) -> None:
-    "Writes the final weights, then the result."
-    weights = {name: value.detach().cpu().contiguous() for name, value in trainer.bare_model.state_dict().items()}
-    atomic_write(run.folder / "model.safetensors", lambda path: save_file(weights, path))
-    data, left_out = trainer.data, ("epoch", "lr", "seconds", "images_per_second")
-    metrics = {k: v for k, v in rows[-1].items() if k not in left_out}
-    described = dict(
+# %% ../nbs/40_training.ipynb #c28f7ad9
+def _train_epochs(trainer: Trainer, run: Run) -> list[dict]:
+    "The log rows of all epochs; those that are still missing are trained, each with its checkpoint."
+    rows = _continue(trainer, run)
+    with _progress(trainer, len(rows)) as bar:
+        for epoch in range(len(rows), trainer.p.epochs):
+            began = time.monotonic()
+            values = _train_epoch(trainer, epoch, bar)
+            rows.append(_epoch_row(trainer, values, epoch, time.monotonic() - began))
+            run.save_checkpoint(dict(epoch=epoch + 1, rows=rows, trainer=trainer_state(trainer)))
+            write_table(run.folder / "log.csv", pd.DataFrame(rows))
+    write_table(run.folder / "log.csv", pd.DataFrame(rows))
+    return rows
+
+# %% ../nbs/40_training.ipynb #07ac5909
+def _described(data: ImageData) -> dict:
+    "What a result says about its data."
+    return dict(
         name=data.name,
         title=data.title,
         fingerprint=data.fingerprint,
@@ -393,17 +452,29 @@ def _finish(trainer: Trainer, run: Run, rows: list[dict]) -> None:
         n_test=len(data.test.images),
         in_size=data.train.images.shape[-1],
     )
+
+
+def _final_metrics(row: dict) -> dict:
+    "The metrics of the last log row, as JSON knows them: None for NaN."
+    metrics = {k: v for k, v in row.items() if k not in ("epoch", "lr", "seconds", "images_per_second")}
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in metrics.items()}
+
+# %% ../nbs/40_training.ipynb #ab10a3d2
+def _finish(trainer: Trainer, run: Run, rows: list[dict]) -> None:
+    "Writes the final weights, then the result."
+    weights = {name: value.detach().cpu().contiguous() for name, value in trainer.bare_model.state_dict().items()}
+    atomic_write(run.folder / "model.safetensors", lambda path: save_file(weights, path))
     run.finish(
         dict(
             params=asdict(trainer.p),
-            metrics={k: None if isinstance(v, float) and math.isnan(v) else v for k, v in metrics.items()},
-            data=described,
+            metrics=_final_metrics(rows[-1]),
+            data=_described(trainer.data),
             seconds=sum(row["seconds"] for row in rows),
             provenance=provenance(str(trainer.device)),
         )
     )
 
-# %% ../nbs/40_training.ipynb #783ff855
+# %% ../nbs/40_training.ipynb #7df9fe9c
 def train(
     params: TrainParams,
 ) -> Run:  # finished
@@ -416,19 +487,10 @@ def train(
     with locked(run), torch.random.fork_rng():
         torch.manual_seed(p.seed)
         trainer = Trainer(p, data)
-        rows = _continue(trainer, run)
-        with _progress(trainer, len(rows)) as bar:
-            for epoch in range(len(rows), p.epochs):
-                began = time.monotonic()
-                values = _train_epoch(trainer, epoch, bar)
-                rows.append(_epoch_row(trainer, values, epoch, time.monotonic() - began))
-                run.save_checkpoint(dict(epoch=epoch + 1, rows=rows, trainer=trainer_state(trainer)))
-                write_table(run.folder / "log.csv", pd.DataFrame(rows))
-        write_table(run.folder / "log.csv", pd.DataFrame(rows))
-        _finish(trainer, run, rows)
+        _finish(trainer, run, _train_epochs(trainer, run))
     return run
 
-# %% ../nbs/40_training.ipynb #379d4f88
+# %% ../nbs/40_training.ipynb #057bdf16
 def load_model(
     run: Run,  # finished
 ) -> nn.Module:
@@ -438,7 +500,7 @@ def load_model(
     model.load_state_dict(load_file(run.folder / "model.safetensors"))
     return model.to(memory_format=torch.channels_last).eval()
 
-
+# %% ../nbs/40_training.ipynb #ac4f75c3
 def load_run_data(
     run: Run,  # finished
 ) -> ImageData:
@@ -451,7 +513,15 @@ def load_run_data(
         )
     return data
 
-# %% ../nbs/40_training.ipynb #21b24c53
+# %% ../nbs/40_training.ipynb #e085d286
+def _time_step(trainer: Trainer, number: int) -> float:
+    "Seconds of a training step; reading its loss waits for the device."
+    trainer.set_epoch(0)
+    began = time.perf_counter()
+    trainer.step(number, monitor=False)[0].item()
+    return time.perf_counter() - began
+
+# %% ../nbs/40_training.ipynb #d1bbe939
 def time_steps(
     params: TrainParams,
     data: ImageData,
@@ -460,23 +530,11 @@ def time_steps(
 ) -> pd.DataFrame:
     "Seconds per training step of each variant, measured in turn: variant, views, alpha, repeat, seconds."
     asked = [replace(params, **variant) for variant in variants]
-    trainers = [Trainer(p, data) for p in asked]
-    rows = []
-    for repeat in range(-3, repeats):
+    trainers, rows = [Trainer(p, data) for p in asked], []
+    for repeat in range(-3, repeats):  # the first three only warm up: compilation, memory, caches
         for p, trainer in zip(asked, trainers, strict=True):
-            trainer.set_epoch(0)
-            began = time.perf_counter()
-            trainer.step(repeat + 3, monitor=False)[0].item()
-            seconds = time.perf_counter() - began
-            rows.append(
-                dict(
-                    variant=f"M={p.views}, alpha={p.alpha:g}",
-                    views=p.views,
-                    alpha=p.alpha,
-                    repeat=repeat,
-                    seconds=seconds,
-                )
-            )
+            described = dict(variant=f"M={p.views}, alpha={p.alpha:g}", views=p.views, alpha=p.alpha)
+            rows.append(dict(**described, repeat=repeat, seconds=_time_step(trainer, repeat + 3)))
     return pd.DataFrame([row for row in rows if row["repeat"] >= 0])
 
 # %% ../nbs/40_training.ipynb #06dbdd52

@@ -41,6 +41,4 @@ def blobs(folders):
 @pytest.fixture
 def tiny(blobs):
     "Parameters of a run that lasts a second."
-    return dict(
-        dataset="folder", data_root=blobs, width=0.05, batch_size=16, views=4, epochs=3, lr=0.05, device="cpu"
-    )
+    return dict(dataset="folder", data_root=blobs, width=0.05, batch_size=16, views=4, epochs=3, lr=0.05, device="cpu")

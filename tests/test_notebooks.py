@@ -61,7 +61,9 @@ def test_cells_are_short_and_there_is_prose(notebook):
 def test_directives_stand_on_the_first_lines(notebook):
     for cell in cells(notebook):
         lines = source(cell).splitlines()
-        after_code = [line for i, line in enumerate(lines) if line.startswith("#|") and i and not lines[0].startswith("#|")]
+        after_code = [
+            line for i, line in enumerate(lines) if line.startswith("#|") and i and not lines[0].startswith("#|")
+        ]
         assert not after_code, f"silently ignored: {after_code}"
 
 

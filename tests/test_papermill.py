@@ -32,8 +32,17 @@ def test_the_literal_line_trains_from_any_folder(tiny, folders):
     runs = load_runs()
     assert runs.finished.tolist() == [True] and runs.alpha.tolist() == [0.1]
     again = subprocess.run(
-        [sys.executable, "-m", "dainv.training", *[t for k, v in tiny.items() for t in (f"--{k}", str(v))], "--alpha", "0.1"],
-        capture_output=True, text=True, check=True,
+        [
+            sys.executable,
+            "-m",
+            "dainv.training",
+            *[t for k, v in tiny.items() for t in (f"--{k}", str(v))],
+            "--alpha",
+            "0.1",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "finished already" in again.stdout, "the command line makes the same run as the notebook"
 
@@ -72,10 +81,24 @@ def test_from_training_to_the_report(tiny, folders):
         },
     }
     (folders / "experiments.yaml").write_text(yaml.safe_dump({"check": profile}))
-    command = ["snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folders, "--cores", "2", "--config", "profile=check"]
+    command = [
+        "snakemake",
+        "--snakefile",
+        ROOT / "Snakefile",
+        "--directory",
+        folders,
+        "--cores",
+        "2",
+        "--config",
+        "profile=check",
+    ]
     environment = {**os.environ, "DAINV_EXPERIMENTS": str(folders / "experiments.yaml")}
     done = subprocess.run(
-        [Path(sys.executable).parent / command[0], *command[1:]], capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL
+        [Path(sys.executable).parent / command[0], *command[1:]],
+        capture_output=True,
+        text=True,
+        env=environment,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     made = {file.name for file in (folders / "figures" / "check").iterdir()}
@@ -85,6 +108,10 @@ def test_from_training_to_the_report(tiny, folders):
     scores = pd.read_parquet(Run.open("check/dai-s0").folder / "score.parquet")
     assert scores.groupby("layer", observed=True).size().tolist() == [32 * 2] * 10
     again = subprocess.run(
-        [Path(sys.executable).parent / command[0], *command[1:]], capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL
+        [Path(sys.executable).parent / command[0], *command[1:]],
+        capture_output=True,
+        text=True,
+        env=environment,
+        stdin=subprocess.DEVNULL,
     )
     assert "Nothing to be done" in again.stderr

@@ -198,4 +198,7 @@ def test_a_run_made_with_other_parameters_is_reported(folders):
 
 def test_provenance_is_json_and_names_versions():
     record = json.loads(json.dumps(provenance()))
-    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"] == torch.__version__
+    assert (
+        record["versions"]["torch"] == torch.__version__.split("+")[0]
+        or record["versions"]["torch"] == torch.__version__
+    )
