@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Split', 'ImageData', 'balanced_subset', 'load_data']
 
-# %% ../nbs/12_data.ipynb #3dc56dac
+# %% ../nbs/12_data.ipynb #5b88e3d2
 import difflib
 import fcntl
 import hashlib
@@ -14,6 +14,7 @@ import os
 import shutil
 import socket
 import stat
+import sys
 import tarfile
 import uuid
 import warnings
@@ -265,12 +266,17 @@ def _fill(images: np.ndarray, paths: list[Path], start: int, stop: int, size: in
         images[i] = pixels.transpose(2, 0, 1)
     return len(paths[start:stop])
 
-# %% ../nbs/12_data.ipynb #a7cd65c0
+# %% ../nbs/12_data.ipynb #a2302905
+def _bar(items=None, **options) -> tqdm:
+    "A progress bar for work of more than a second; where nobody watches a terminal it prints rarely."
+    return tqdm(items, leave=False, delay=1, mininterval=0.5 if sys.stderr.isatty() else 20, **options)
+
+# %% ../nbs/12_data.ipynb #882d1fd8
 def _read_images(paths: list[Path], size: int = 0) -> torch.Tensor:
     "All images, (N, 3, H, W) uint8."
     height, width, _ = _read_image(paths[0], size).shape
     images = torch.empty(len(paths), 3, height, width, dtype=torch.uint8)
-    bar = tqdm(total=len(paths), desc="reading images", unit=" images", leave=False, delay=1)
+    bar = _bar(total=len(paths), desc="reading images", unit=" images")
     with bar, ThreadPoolExecutor() as pool:
         for done in pool.map(lambda i: _fill(images.numpy(), paths, i, i + 64, size), range(0, len(paths), 64)):
             bar.update(done)
@@ -322,7 +328,7 @@ def _check_member(archive: Path, name: str, plain: bool) -> None:
             f"{archive}: member {name!r} is refused; only plain files and folders with relative paths are unpacked"
         )
 
-# %% ../nbs/12_data.ipynb #97c26933
+# %% ../nbs/12_data.ipynb #7bc7946a
 def _unpack_tar(archive: Path, target: Path) -> None:
     "Every member checked by name and kind, then by Python's own filter."
 
@@ -331,14 +337,14 @@ def _unpack_tar(archive: Path, target: Path) -> None:
         return tarfile.data_filter(member, path)
 
     with tarfile.open(archive) as tar:
-        members = tqdm(tar, f"unpacking {archive.name}", unit=" files", leave=False, delay=1)
+        members = _bar(tar, desc=f"unpacking {archive.name}", unit=" files")
         tar.extractall(target, members=members, filter=safe)
 
-# %% ../nbs/12_data.ipynb #7ce37fad
+# %% ../nbs/12_data.ipynb #c1a9b1c1
 def _unpack_zip(archive: Path, target: Path) -> None:
     "Every member checked by name and kind."
     with zipfile.ZipFile(archive) as zipped:
-        for member in tqdm(zipped.infolist(), f"unpacking {archive.name}", unit=" files", leave=False, delay=1):
+        for member in _bar(zipped.infolist(), desc=f"unpacking {archive.name}", unit=" files"):
             kind = stat.S_IFMT(member.external_attr >> 16)
             _check_member(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
             zipped.extract(member, target)

@@ -52,7 +52,9 @@ def test_batch_normalisation_moves_as_in_keras():
 def test_weights_start_glorot_uniform_and_biases_at_zero():
     conv = build_model("allcnn", 10).conv5.conv
     limit = (6 / (9 * (192 + 192))) ** 0.5
-    assert conv.weight.abs().max().item() <= limit * 1.0001 and conv.weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.01)
+    assert conv.weight.abs().max().item() <= limit * 1.0001 and conv.weight.std().item() == pytest.approx(
+        limit / 3**0.5, rel=0.01
+    )
     assert not conv.bias.any()
 
 
