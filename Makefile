@@ -9,7 +9,7 @@ READY := .venv/.ready
 export OMP_WAIT_POLICY := PASSIVE
 export PATH := $(BIN):$(PATH)
 
-.PHONY: figures test lab readme gates dry-run clean
+.PHONY: figures test lab readme dry-run benchmarks
 
 figures: $(READY)  ## every figure of a profile: make figures PROFILE=small CORES=2
 	snakemake --cores $(CORES) --resources gpu=1 --rerun-triggers mtime --rerun-incomplete --keep-going \
@@ -21,6 +21,13 @@ dry-run: $(READY)  ## what `make figures` would do
 
 test: $(READY)  ## every check, in the order in which they make sense
 	bash tests/gates.sh
+
+# The allocator settings of the Snakefile, so that what is timed is what `make figures` runs.
+benchmarks: export THP_MEM_ALLOC_ENABLE := 1
+benchmarks: export MALLOC_MMAP_MAX_ := 0
+benchmarks: export MALLOC_TRIM_THRESHOLD_ := 4000000000
+benchmarks: $(READY)  ## ratios of speed on this machine, on one thread -> paper_figures/benchmarks.csv (five idle minutes)
+	papermill --no-progress-bar nbs/benchmarks.ipynb - > /dev/null < /dev/null
 
 lab: $(READY)  ## read and run the notebooks
 	jupyter lab nbs

@@ -23,6 +23,7 @@ def _shown(cell) -> list:
 def rendered() -> str:
     "The index notebook as markdown, its links relative to the project's root."
     notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
+    notebook.metadata["language_info"] = {"name": "python"}
     notebook.cells = [shown for cell in notebook.cells for shown in _shown(cell)]
     body, _ = MarkdownExporter().from_notebook_node(notebook)
     body = re.sub(r"<style.*?</style>\n?", "", body, flags=re.DOTALL)
