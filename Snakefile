@@ -30,9 +30,10 @@ def measured_on(run):
 
 
 def runs_of(figure):
-    "What a figure needs: everything measured on each of its runs and seeds."
+    "What a figure needs of each of its runs and seeds: what was measured, or for the loss dynamics only the log."
     names = dict.fromkeys(SECTION["figures"][figure].values())
-    return [f"{RUNS}/{PROFILE}/{name}-s{seed}/measured.json" for name in names for seed in SECTION["seeds"]]
+    file = "result.json" if figure == "dai_loss_dynamics" else "measured.json"
+    return [f"{RUNS}/{PROFILE}/{name}-s{seed}/{file}" for name in names for seed in SECTION["seeds"]]
 
 
 # Huge pages and memory that is kept instead of given back spare a narrow network's step up to a quarter of its time.
@@ -74,6 +75,7 @@ rule measure:
     params:
         asked=lambda w: measured_on(w.run),
         executed=lambda w: f"{RUNS}/{PROFILE}/{w.run}/measure.ipynb",
+    priority: 5
     # Seconds per step are only worth measuring on a machine that does nothing else.
     threads: lambda w: workflow.cores if "timing_steps" in measured_on(w.run) else 1
     resources:

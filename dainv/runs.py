@@ -332,7 +332,7 @@ def locked(
             raise RuntimeError(f"run {run.name!r} is being worked on by another process") from None
         yield run
 
-# %% ../nbs/00_runs.ipynb #291f7add
+# %% ../nbs/00_runs.ipynb #0c348860
 def load_runs(
     under: str = "",  # subfolder of the runs folder; empty: all
 ) -> pd.DataFrame:
@@ -341,7 +341,8 @@ def load_runs(
     for file in sorted((runs_folder() / under).rglob("params.json")):
         run = Run(file.parent)
         metrics = run.result.get("metrics", {}) if run.finished else {}
-        rows.append(dict(name=run.name, finished=run.finished, **run.params, **metrics))
+        first = dict(name=run.name, finished=run.finished)
+        rows.append({**first, **run.params, **metrics, **first})
     return pd.DataFrame(rows)
 
 # %% ../nbs/00_runs.ipynb #fde75833
