@@ -65,7 +65,16 @@ def figures_folder(
     "`$DAINV_FIGURES`, else `paper_figures/` at the project's root, and in it the profile's folder."
     return _folder("DAINV_FIGURES", project_root() / "paper_figures") / profile
 
-# %% ../nbs/00_runs.ipynb #74909901
+# %% ../nbs/00_runs.ipynb #aef8fdab
+def _flush_folder(folder: Path) -> None:
+    "Makes a rename in the folder survive a power cut."
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def atomic_write(
     path: str | Path,  # final name of the file
     write: Callable[[Path], object],  # writes the whole content to the path that it is given
@@ -79,6 +88,7 @@ def atomic_write(
         with open(temporary, "rb+") as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -109,7 +119,7 @@ def write_table(
         raise ValueError(f"{path}: tables are stored as .csv or .parquet, not '{suffix}'")
     return atomic_write(path, lambda p: writers[suffix](p, index=False))
 
-# %% ../nbs/00_runs.ipynb #56b29633
+# %% ../nbs/00_runs.ipynb #073db3fe
 def _converted(value, kind) -> object:
     "The value as the field's type, or None: an int passes for a float, a whole float for an int, nothing else is bent."
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -118,7 +128,8 @@ def _converted(value, kind) -> object:
     if kind is int and number and float(value).is_integer():
         return int(value)
     if typing.get_origin(kind) is list and isinstance(value, list | tuple):
-        return list(value)
+        items = [_converted(item, typing.get_args(kind)[0]) for item in value]
+        return None if None in items else items
     return value if kind in (bool, str) and isinstance(value, kind) else None
 
 # %% ../nbs/00_runs.ipynb #addf8294
@@ -224,7 +235,7 @@ def load_checkpoint(
         warnings.warn(f"{path} is damaged (truncated?) and was passed over", stacklevel=2)
     return None
 
-# %% ../nbs/00_runs.ipynb #4658ff63
+# %% ../nbs/00_runs.ipynb #7d0b8665
 @dataclass(frozen=True)
 class _Folder:
     "What can be read in a run folder."
@@ -265,7 +276,8 @@ class _Folder:
         "A table of the run folder, .csv or .parquet; a FileNotFoundError says how to make a missing one."
         path = self.folder / file
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: run nbs/measure.ipynb with -r run {self.name}")
+            advice = "train it" if file == "log.csv" else f"run nbs/measure.ipynb with -r run {self.name}"
+            raise FileNotFoundError(f"{path} is missing: {advice}")
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
 
 # %% ../nbs/00_runs.ipynb #2c40dcbd
@@ -426,7 +438,7 @@ def figure_runs(
             found.append(FigureRun(opened, role, run_label(opened.params), seed))
     return found
 
-# %% ../nbs/00_runs.ipynb #36b358c4
+# %% ../nbs/00_runs.ipynb #9e7a9135
 def _parse(text: str, kind):
     "The text of an option as a value of the field's type; what cannot be read stays text, for the check to name."
     if kind is bool:
@@ -435,26 +447,27 @@ def _parse(text: str, kind):
         return text
     try:
         return yaml.safe_load(text) if typing.get_origin(kind) is list else float(text)
-    except ValueError:
+    except (ValueError, yaml.YAMLError):
         return text
 
-# %% ../nbs/00_runs.ipynb #480648da
+# %% ../nbs/00_runs.ipynb #a247b7cc
 def _usage(cls: type, program: str) -> str:
     "One line per option, with its type and its default."
     kinds = typing.get_type_hints(cls)
-    return f"usage: {program} [--name value ...]\n" + "\n".join(
-        f"  --{f.name} {getattr(kinds[f.name], '__name__', kinds[f.name])} (default {f.default!r})" for f in fields(cls)
-    )
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(cls)}
+    lines = [f"  --{n} {getattr(kinds[n], '__name__', kinds[n])} (default {v!r})" for n, v in defaults.items()]
+    return "\n".join([f"usage: {program} [--name value ...]", *lines])
 
-# %% ../nbs/00_runs.ipynb #a745e8c2
+# %% ../nbs/00_runs.ipynb #77fa2ec3
 def _read_options(cls: type, arguments: list[str]):
     "An instance of the dataclass from `--name value` pairs; a ValueError names what is wrong with them."
     kinds = typing.get_type_hints(cls)
-    words = [a.removeprefix("--") for a in arguments]
-    if len(words) % 2 or not all(a.startswith("--") for a in arguments[::2]):
+    names, texts = [a.removeprefix("--") for a in arguments[::2]], arguments[1::2]
+    if len(names) != len(texts) or not all(a.startswith("--") for a in arguments[::2]):
         raise ValueError("options come in pairs: --name value")
-    pairs = zip(words[::2], words[1::2], strict=True)
-    return check_params(cls, {name: _parse(text, kinds.get(name, str)) for name, text in pairs})
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"--{twice[0]} is given twice")
+    return check_params(cls, {n: _parse(text, kinds.get(n, str)) for n, text in zip(names, texts, strict=True)})
 
 # %% ../nbs/00_runs.ipynb #7b9b96b0
 def params_from_command_line(

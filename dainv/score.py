@@ -118,7 +118,7 @@ def _check_images(images: torch.Tensor, repeats: int) -> None:
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: at least one transformed view per image is needed")
 
-# %% ../nbs/50_score.ipynb #4e182c30
+# %% ../nbs/50_score.ipynb #8060f676
 def _scheme(chosen: str | Scheme) -> Scheme:
     "The scheme of this name (for functions whose own argument hides the function)."
     return scheme(chosen)
@@ -126,6 +126,8 @@ def _scheme(chosen: str | Scheme) -> Scheme:
 
 def _layer_names(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
     "The layers asked for, else those that the model measures, else its children."
+    if isinstance(layers, str):
+        raise ValueError(f"layers={layers!r}: expected a list of names; write [{layers!r}]")
     return list(layers if layers is not None else getattr(model, "measured", [n for n, _ in model.named_children()]))
 
 # %% ../nbs/50_score.ipynb #00edb6b4
@@ -193,10 +195,10 @@ def _best_set(moved: torch.Tensor, others: torch.Tensor, labels: torch.Tensor, o
         best = min(best, ((together.max() / together.min() - 1).item(), views, images))
     return best
 
-# %% ../nbs/50_score.ipynb #2eec8dcf
+# %% ../nbs/50_score.ipynb #690e260a
 def _set_around(audit: _Audit, still, labels, reference: int, chosen: Scheme, views: int) -> dict:
     "The best set around a reference image, with the activations `still` (N, D) of all images."
-    (layer,), numbers = audit.layers, torch.arange(views)
+    (layer,), numbers = audit.layers, torch.arange(views, device=audit.images.device)
     ids = torch.full_like(numbers, reference)
     seen = transform(audit.images[ids], draw_views(chosen, ids, torch.zeros_like(ids), numbers, audit.seed))
     with record(audit.model, [layer]) as activations:
@@ -213,7 +215,7 @@ def _set_around(audit: _Audit, still, labels, reference: int, chosen: Scheme, vi
         transformed_distances=moved[near].tolist(),
     )
 
-# %% ../nbs/50_score.ipynb #8c7ecd0e
+# %% ../nbs/50_score.ipynb #17f34d93
 @torch.inference_mode()
 def equidistant_samples(
     model: nn.Module,
@@ -228,6 +230,8 @@ def equidistant_samples(
     "A reference image, three images of other classes and three of its own views, as equally far from it as can be found."
     if len(labels.unique()) < 4:
         raise ValueError(f"labels hold {len(labels.unique())} classes: three others than the reference's are needed")
+    if views < 3 or candidates < 1:
+        raise ValueError(f"views={views}, candidates={candidates}: at least 3 views of at least 1 candidate are needed")
     audit, chosen = _Audit(model, images, [layer], None, 250, seed), _scheme(scheme)
     picks = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:candidates]
     with evaluating(model):

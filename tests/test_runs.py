@@ -52,6 +52,7 @@ class Params:
         ({"exclude_last": "false"}, "True or False"),
         ({"exclude_last": 1}, "'exclude_last': expected bool"),
         ({"milestones": 0.5}, "'milestones': expected"),
+        ({"milestones": ["0.5"]}, "'milestones': expected"),
     ],
 )
 def test_a_wrong_parameter_is_named(given, message):
@@ -76,7 +77,17 @@ def test_command_line_reads_the_same_types():
     assert params_from_command_line(Params, arguments, "p") == Params(0.001, 4, "007", False, [0.5])
 
 
-@pytest.mark.parametrize("arguments", [["--alhpa", "1"], ["--alpha"], ["alpha", "1"], ["--alpha", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--alhpa", "1"],
+        ["--alpha"],
+        ["alpha", "1"],
+        ["--alpha", "x"],
+        ["--milestones", "[0.5"],
+        ["--views", "2", "--views", "4"],
+    ],
+)
 def test_command_line_mistakes_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         params_from_command_line(Params, arguments, "program")

@@ -97,6 +97,7 @@ def test_each_kind_of_transformation_alone(network, images):
     [
         ({"layers": ["conv99"]}, "conv99"),
         ({"repeats": 0}, "repeats=0"),
+        ({"layers": "conv1"}, r"write \['conv1'\]"),
         ({"scheme": "heavy"}, "heavy"),
         ({"images": torch.zeros(1, 3, 32, 32)}, "N of at least 2"),
         ({"images": torch.zeros(4, 1, 32, 32)}, r"\(4, 1, 32, 32\)"),
