@@ -93,13 +93,9 @@ def test_from_training_to_the_report(tiny, folders):
         "profile=check",
     ]
     environment = {**os.environ, "DAINV_EXPERIMENTS": str(folders / "experiments.yaml")}
-    done = subprocess.run(
-        [Path(sys.executable).parent / command[0], *command[1:]],
-        capture_output=True,
-        text=True,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-    )
+    command[0] = Path(sys.executable).parent / command[0]
+    how = dict(capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, **how)
     assert done.returncode == 0, done.stderr[-3000:]
     made = {file.name for file in (folders / "figures" / "check").iterdir()}
     for figure in profile["figures"]:
@@ -107,11 +103,5 @@ def test_from_training_to_the_report(tiny, folders):
     assert "dai_score.png" in (folders / "figures" / "check" / "index.html").read_text()
     scores = pd.read_parquet(Run.open("check/dai-s0").folder / "score.parquet")
     assert scores.groupby("layer", observed=True).size().tolist() == [32 * 2] * 10
-    again = subprocess.run(
-        [Path(sys.executable).parent / command[0], *command[1:]],
-        capture_output=True,
-        text=True,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-    )
+    again = subprocess.run(command, **how)
     assert "Nothing to be done" in again.stderr
