@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-# %% ../nbs/16_sampling.ipynb #a79482ca
+# %% ../nbs/16_sampling.ipynb #476a617e
 @dataclass
 class Batch:
     "Which images, in which views, make a batch; all tensors of length B = K * M."
@@ -18,7 +18,7 @@ class Batch:
     images: torch.Tensor  # (B,) index into the data
     views: torch.Tensor  # (B,) 0..M-1
     groups: torch.Tensor  # (B,) 0..K-1, equal for the views of one image
-    passes: torch.Tensor  # (B,) how often the data was gone through before; the same for the whole batch
+    passes: torch.Tensor  # (B,) how often the image was shown before
 
 # %% ../nbs/16_sampling.ipynb #483a0f25
 def _permutation(n: int, *key: int) -> torch.Tensor:
@@ -28,7 +28,51 @@ def _permutation(n: int, *key: int) -> torch.Tensor:
         mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
     return torch.randperm(n, generator=torch.Generator().manual_seed(mixed))
 
-# %% ../nbs/16_sampling.ipynb #e6aa46f4
+# %% ../nbs/16_sampling.ipynb #a0bb28ec
+def _class_members(labels: torch.Tensor, wanted: int) -> list[torch.Tensor]:
+    "The indices of the images of each class; a ValueError when a class has too few for a batch of `wanted` images."
+    labels = labels.cpu()
+    classes = labels.unique()
+    if len(classes) < 2:
+        raise ValueError(f"labels: only class {classes.tolist()} is there; balanced batches need two classes or more")
+    members = [(labels == c).nonzero().flatten() for c in classes]
+    per_batch = -(-wanted // len(classes))
+    for c, found in zip(classes.tolist(), members, strict=True):
+        if len(found) < max(2, per_batch):
+            raise ValueError(
+                f"class {c} has {len(found)} images, a balanced batch takes {per_batch} of each of {len(classes)} "
+                "classes, and two at least: lower batch_size or leave the class out"
+            )
+    return members
+
+# %% ../nbs/16_sampling.ipynb #4b77b09f
+class _Order:
+    "Images in one permutation after the other, each of them a pass."
+
+    def __init__(
+        self,
+        members: torch.Tensor,  # (n,) index into the data
+        length: int,  # how many of them a pass shows
+        *key: int,
+    ):
+        self.members, self.length, self.key, self._cached = members, length, key, (-1, None)
+
+    def _pass(self, number: int) -> torch.Tensor:
+        if self._cached[0] != number:
+            self._cached = (number, self.members[_permutation(len(self.members), *self.key, number)])
+        return self._cached[1]
+
+    def take(
+        self,
+        places: torch.Tensor,  # (k,) counted from the beginning of the first pass
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # images (k,); the pass of each
+        passes, images = places // self.length, torch.empty_like(places)
+        for number in passes.unique().tolist():
+            here = passes == number
+            images[here] = self._pass(number)[places[here] % self.length]
+        return images, passes
+
+# %% ../nbs/16_sampling.ipynb #a6d371dd
 class ViewSampler:
     "Batches of K images x M views; `sampler[step]` is the batch of any step."
 
@@ -39,6 +83,8 @@ class ViewSampler:
         views: int = 8,  # M; B must be divisible by it
         seed: int = 0,
         true_epochs: bool = False,  # an epoch shows every image (N/K steps) instead of lasting N/B steps
+        *,
+        labels: torch.Tensor | None = None,  # (N,) classes; with them every batch holds all classes equally often
     ):
         if views < 1:
             raise ValueError(f"views={views}: an image needs at least one view")
@@ -52,18 +98,26 @@ class ViewSampler:
             )
         self.n_images = n_images
         self.steps_per_epoch = -(-n_images // (self.images_per_batch if true_epochs else batch_size))
-        self._cached = (-1, None)
+        members = [torch.arange(n_images)] if labels is None else _class_members(labels, self.images_per_batch)
+        whole = n_images // self.images_per_batch * self.images_per_batch
+        lengths = [whole] if labels is None else map(len, members)
+        self._orders = [_Order(m, n, seed, 2 * k) for k, (m, n) in enumerate(zip(members, lengths, strict=True))]
 
-    def _order(self, number: int) -> torch.Tensor:
-        "The order of the images in a pass."
-        if self._cached[0] != number:
-            self._cached = (number, _permutation(self.n_images, self.seed, 0, number))
-        return self._cached[1]
+    def _chosen(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        "The K images of a step, and how often each was shown before."
+        turns, n_classes = step * self.images_per_batch + torch.arange(self.images_per_batch), len(self._orders)
+        rounds, places = turns // n_classes, turns % n_classes
+        taking_turns = {r: _permutation(n_classes, self.seed, 3, r) for r in rounds.unique().tolist()}
+        classes = torch.stack([taking_turns[r] for r in rounds.tolist()])[torch.arange(len(turns)), places]
+        images, passes = torch.empty_like(turns), torch.empty_like(turns)
+        for which in classes.unique().tolist():
+            here = classes == which
+            images[here], passes[here] = self._orders[which].take(rounds[here])
+        return images, passes
 
     def __getitem__(self, step: int) -> Batch:
-        number, place = divmod(step, self.n_images // self.images_per_batch)
-        chosen = self._order(number)[place * self.images_per_batch :][: self.images_per_batch]
+        chosen, passes = self._chosen(step)
         shuffle = _permutation(self.batch_size, self.seed, 1, step)
         groups = torch.arange(self.batch_size)[shuffle] // self.views
         views = shuffle % self.views
-        return Batch(chosen[groups], views, groups, torch.full_like(views, number))
+        return Batch(chosen[groups], views, groups, passes[groups])

@@ -374,6 +374,45 @@ def test_total_is_the_weighted_sum_and_parts_are_detached():
     )
 
 
+def test_both_invariances_are_weighed_and_the_class_layer_gets_no_gradient_without_cross_entropy():
+    activations, logits, labels, ids = batch()
+    head = logits.detach().requires_grad_()
+    objective = InvarianceObjective(["a", "b", "c"], 0.1, 0.9, weights_ratio=3)
+    total, parts = objective(activations, head, labels, ids)
+    losses = {n: (invariance_loss(x, ids), loop_over_pairs(x.detach(), labels)) for n, x in activations.items()}
+    shares = layer_weights(3, 1.0, 3).tolist()
+    by_hand = sum(w * (0.1 * losses[n][0] + 0.9 * losses[n][1]) for w, n in zip(shares, "abc", strict=True))
+    assert torch.allclose(total.double(), by_hand.double())
+    assert all(torch.allclose(parts["class_invariance"][n].double(), losses[n][1]) for n in "abc")
+    assert objective.cross_entropy_weight == 0 and sum(objective.betas.values()) == pytest.approx(0.9)
+    total.backward()
+    assert head.grad is None and torch.isfinite(parts["cross_entropy"])
+
+
+def test_a_layer_can_be_chosen_and_its_maps_pooled():
+    activations, logits, labels, ids = batch()
+    total, parts = InvarianceObjective(["a", "b", "c"], 0.0, 1.0, only=["b"], pool=True)(activations, logits, labels, ids)
+    means = activations["b"].detach().mean((2, 3))
+    assert torch.allclose(total.double(), loop_over_pairs(means, labels))
+    assert set(parts["class_invariance"]) == {"a", "b", "c"}
+
+
+def test_weight_wanders_from_images_to_classes():
+    activations, logits, labels, ids = batch()
+    objective = InvarianceObjective(["a"], 0.9, 0.1, beta_end=0.9, exclude_last=False)
+    image, by_class = invariance_loss(activations["a"], ids), invariance_loss(activations["a"], labels)
+    for progress in (0.0, torch.tensor(0.25), 1.0):
+        beta = 0.1 + 0.8 * float(progress)
+        total, _ = objective(activations, logits, labels, ids, progress=progress)
+        assert total.item() == pytest.approx(((1 - beta) * image + beta * by_class).item(), rel=1e-5)
+
+
+def test_single_views_can_carry_the_class_wise_loss():
+    activations, logits, labels, _ = batch()
+    total, parts = InvarianceObjective(["a", "b"], 0.0, 1.0)(activations, logits, labels, torch.arange(len(labels)))
+    assert parts["invariance"] == {} and total.requires_grad
+
+
 def test_options_reach_the_loss():
     activations, logits, labels, ids = batch()
     objective = InvarianceObjective(["a", "b"], 0.1, pairs="all", reference="same_class")
@@ -398,7 +437,8 @@ def test_alpha_zero_is_plain_cross_entropy():
     objective = InvarianceObjective(["a", "b", "c"], 0.0)
     total, parts = objective(activations, logits, labels, ids)
     assert torch.equal(total, F.cross_entropy(logits, labels)) and len(parts["invariance"]) == 3
-    assert objective({}, logits, labels, ids, monitor=False)[1]["invariance"] == {}
+    quiet = objective({}, logits, labels, ids, monitor=False)[1]
+    assert quiet["invariance"] == quiet["class_invariance"] == {}
     single = torch.arange(len(ids))  # one view each: there is nothing to measure
     for n_groups in (None, len(ids)):
         assert objective(activations, logits, labels, single, n_groups=n_groups)[1]["invariance"] == {}
@@ -406,9 +446,19 @@ def test_alpha_zero_is_plain_cross_entropy():
 
 def test_the_objective_refuses():
     activations, logits, labels, ids = batch()
-    for alpha in (-0.1, 1.0, 2.0, float("nan")):
-        with pytest.raises(ValueError, match="0 <= alpha < 1"):
-            InvarianceObjective(["a", "b"], alpha)
+    for alpha, beta in ((-0.1, 0.0), (1.1, 0.0), (float("nan"), 0.0), (0.6, 0.5), (0.5, -0.1), (0.0, float("nan"))):
+        with pytest.raises(ValueError, match="expected both >= 0"):
+            InvarianceObjective(["a", "b"], alpha, beta)
+    for wrong, message in (({"beta_end": 0.3}, "beta_end=0.3"), ({"only": ["z"]}, "layer 'z'"), ({"only": "a"}, "only=")):
+        with pytest.raises(ValueError, match=message):
+            InvarianceObjective(["a", "b"], 0.1, 0.1, **wrong)
+    with pytest.raises(ValueError, match="no meaning"):
+        InvarianceObjective(["a", "b"], metric="fisher", reference="same_class")
+    for far in (labels + 1, labels - 1):
+        with pytest.raises(ValueError, match=r"labels run from .* expected 0\.\.3"):
+            InvarianceObjective(["a", "b"])(activations, logits, far, ids)
+    with pytest.raises(ValueError, match="one class only"):
+        InvarianceObjective(["a", "b"], 0.0, 1.0)(activations, logits[:, :1], labels * 0, ids)
     for wrong in ({"metric": "cosine"}, {"pairs": "some"}, {"reference": "some"}, {"weights": "cubic"}):
         with pytest.raises(ValueError, match="known"):
             InvarianceObjective(["a", "b"], **wrong)

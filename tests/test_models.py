@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dainv.models import build_model, record
+from dainv.models import MODELS, build_model, evaluating, record
 
 
 @pytest.mark.parametrize(
@@ -13,12 +13,17 @@ from dainv.models import build_model, record
     [
         ("allcnn", 10, 32, 1_372_254),
         ("allcnn", 100, 32, 1_372_254 + 90 * (192 + 1 + 2)),
-        ("allcnn_large", 200, 64, 8_564_416),
+        ("allcnn_large", 200, 64, 8_561_752),
+        ("wrn", 10, 32, 36_229_610),
+        ("wrn", 200, 64, 36_229_610 - 641 * 10 + (4 * 640 + 1) * 200),
+        ("densenet", 10, 32, 769_162),
+        ("densenet", 200, 64, 769_162 + 343 * 190),
     ],
 )
 def test_the_number_of_parameters_is_the_published_one(name, n_classes, in_size, count):
-    model = build_model(name, n_classes, in_size=in_size)
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(count, rel=1e-3 if "large" in name else 0)
+    with torch.device("meta"):
+        model = build_model(name, n_classes, in_size=in_size)
+    assert sum(p.numel() for p in model.parameters()) == count
 
 
 def test_the_sizes_of_the_maps():
@@ -61,15 +66,263 @@ def test_weights_start_glorot_uniform_and_biases_at_zero():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("alexnet", 10), "alexnet"),
-        (("allcnn", 1), "n_classes=1"),
-        (("allcnn", 10, 0.0), "width"),
-        (("allcnn", 10, 1.0, 4), "in_size=4"),
+        (dict(name="alexnet"), "alexnet.*allcnn, allcnn_large, wrn, densenet"),
+        (dict(n_classes=1), "n_classes=1"),
+        (dict(width=0.0), "width=0.0"),
+        (dict(width=float("nan")), "width=nan"),
+        (dict(width=float("inf")), "width=inf"),
+        (dict(in_size=4), "in_size=4"),
+        (dict(depth=9), "depth=9.*allcnn are fixed"),
+        (dict(name="wrn", depth=27), r"depth=27.*6 n \+ 4"),
+        (dict(name="wrn", depth=4), "depth=4"),
+        (dict(name="densenet", depth=-2), "depth=-2"),
+        (dict(name="densenet", depth=101), r"depth=101.*6 n \+ 4"),
     ],
 )
 def test_impossible_networks_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        build_model(*arguments)
+        build_model(**(dict(name="allcnn", n_classes=10) | arguments))
+
+
+def test_a_linear_top_is_a_plain_convolution_with_the_same_weights():
+    torch.manual_seed(0)
+    usual = build_model("allcnn", 5, width=0.1)
+    torch.manual_seed(0)
+    model = build_model("allcnn", 5, width=0.1, linear_top=True)
+    assert torch.equal(model.conv9.weight, usual.conv9.conv.weight) and not model.conv9.bias.any()
+    assert model.measured == usual.measured and model.class_layer == "conv9"
+    others = [key for key in usual.state_dict() if not key.startswith("conv9")]
+    assert list(model.state_dict()) == [*others, "conv9.weight", "conv9.bias"]
+    with record(model, ["conv8", "conv9"]) as activations:
+        logits = model(torch.rand(4, 3, 32, 32))
+    torch.testing.assert_close(activations["conv9"], F.conv2d(activations["conv8"], model.conv9.weight))
+    torch.testing.assert_close(activations["conv9"].mean((2, 3)), logits)
+    assert logits.min() < 0
+
+
+@pytest.mark.parametrize("name", ["wrn", "densenet"])
+def test_a_linear_top_changes_nothing_where_the_classifier_is_linear(name):
+    states = []
+    for linear_top in (False, True):
+        torch.manual_seed(0)
+        states.append(build_model(name, 5, width=0.1, depth=10, linear_top=linear_top).state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def by_hand(norm, x, training):
+    "Batch normalisation from its definition; running statistics unless training."
+    mean, var = (
+        (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)) if training else (norm.running_mean, norm.running_var)
+    )
+    shape = (1, -1, 1, 1)
+    z = (x - mean.view(shape)) / (var.view(shape) + 1.001e-5).sqrt()
+    return z * norm.weight.view(shape) + norm.bias.view(shape)
+
+
+def wrn_by_hand(model, x, training):
+    "Measured activations and logits of a wide residual network, 32 x 32 pixels, each in memory of its own."
+    measured = {}
+    x = F.conv2d(x, model.conv1.weight, model.conv1.bias, padding=1)
+    for name in model.measured:
+        block = getattr(model, name)
+        conv1, conv2 = block.conv1, block.conv2
+        z = by_hand(block.norm1, x, training).clamp_min(0)
+        if strided := conv1.stride == (2, 2):
+            z = F.conv2d(F.pad(z, (0, 1, 0, 1)), conv1.weight, conv1.bias, stride=2)
+        else:
+            z = F.conv2d(z, conv1.weight, conv1.bias, padding=1)
+        z = F.conv2d(by_hand(block.norm2, z, training).clamp_min(0), conv2.weight, conv2.bias, padding=1)
+        if strided:
+            x = (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+        before = -(-(z.shape[1] - x.shape[1]) // 2)
+        total = z.clone()
+        total[:, before : before + x.shape[1]] += x
+        x = measured[name] = total
+    return measured, model.fc(by_hand(model.norm, x, training).clamp_min(0).mean((2, 3)))
+
+
+def densenet_by_hand(model, x, training):
+    "Measured activations and logits of a DenseNet, each in memory of its own."
+    x = F.conv2d(x, model.conv1.weight, padding=1)
+    measured = {"conv1": x}
+    for number in (1, 2, 3):
+        for unit in getattr(model, f"block{number}"):
+            z = F.conv2d(by_hand(unit.norm1, x, training).clamp_min(0), unit.conv1.weight)
+            z = F.conv2d(by_hand(unit.norm2, z, training).clamp_min(0), unit.conv2.weight, padding=1)
+            x = torch.cat([x, z], 1)
+        measured[f"block{number}"] = x
+        if number < 3:
+            norm, _, conv, _ = getattr(model, f"transition{number}")
+            z = F.conv2d(by_hand(norm, x, training).clamp_min(0), conv.weight)
+            x = (z[..., ::2, ::2] + z[..., 1::2, ::2] + z[..., ::2, 1::2] + z[..., 1::2, 1::2]) / 4
+    return measured, model.fc(by_hand(model.norm, x, training).mean((2, 3)))
+
+
+def small(name, in_size=32, depth=16):
+    "A small network whose batch normalisation has something to do."
+    torch.manual_seed(0)
+    depth = 0 if name.startswith("allcnn") else depth
+    width = dict(wrn=0.17, densenet=0.25).get(name, 0.05)  # 0.17: an odd number of new channels
+    model = build_model(name, 5, width=width, in_size=in_size, depth=depth)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                values.add_(torch.rand_like(values) - 0.5)
+    return model.to(memory_format=torch.channels_last)
+
+
+def pictures(n=4, in_size=32):
+    return torch.rand(n, 3, in_size, in_size).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("name", "reference"), [("wrn", wrn_by_hand), ("densenet", densenet_by_hand)])
+def test_a_network_and_its_measuring_points_are_those_of_the_definition(name, reference, training):
+    model, x = small(name).train(training), pictures()
+    expected, logits = reference(model, x, training)
+    with record(model, model.measured) as activations:
+        torch.testing.assert_close(model(x), logits, rtol=1e-3, atol=1e-4)
+    assert list(activations) == list(expected)
+    for layer, activation in activations.items():
+        torch.testing.assert_close(activation, expected[layer], rtol=1e-3, atol=1e-4)
+        assert activation.min() < 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_layer_is_overwritten_after_it_was_recorded(name):
+    model, x, copies = small(name).train(), pictures(), {}
+    layers = [layer for layer, _ in model.named_modules() if layer]
+    hooks = [
+        module.register_forward_hook(
+            lambda module, arguments, output, layer=layer: copies.update({layer: output.clone()})
+        )
+        for layer, module in model.named_modules()
+        if layer
+    ]
+    with record(model, layers) as activations:
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    assert all(torch.equal(activations[layer], copies[layer]) for layer in layers)
+
+
+def test_layers_before_an_in_place_relu_are_recorded_as_they_were():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(4), nn.ReLU())
+    x = pictures()
+    with record(model, ["0", "1"]) as activations:
+        model(x)
+        torch.testing.assert_close(activations["0"], F.conv2d(x, model[0].weight, model[0].bias))
+        assert torch.equal(activations["1"], activations["0"].clamp_min(0))
+    assert (model[1].inplace, model[3].inplace) == (True, False)
+    with pytest.raises(RuntimeError, match="channels"), record(model, ["0"]):
+        model(x[:, :2])
+    assert model[1].inplace
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_gradient_flows_through_recorded_activations(name):
+    model = small(name).train()
+    with record(model, model.measured) as activations:
+        model(pictures())
+    for layer, activation in activations.items():
+        model.zero_grad()
+        activation.square().mean().backward(retain_graph=True)
+        assert model.get_parameter("conv1.conv.weight" if "allcnn" in name else "conv1.weight").grad.any(), layer
+    top = model.get_submodule(model.measured[-1])
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in top.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_activations_stay_in_channels_last(name):
+    model = small(name).train()
+    with record(model, model.measured) as activations:
+        model(pictures())
+    assert all(a.is_contiguous(memory_format=torch.channels_last) for a in activations.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "training"), [("allcnn", True), ("wrn", True), ("wrn", False), ("densenet", True), ("densenet", False)]
+)
+def test_a_recorded_pass_is_one_graph(name, training):
+    model, x = small(name, depth=10), pictures()
+    model.train(training)
+
+    def loss(x):
+        logits = model(x)
+        return logits.square().mean() + sum(a.square().mean() for a in activations.values()), dict(activations)
+
+    parameters = list(model.parameters())
+    with record(model, model.measured) as activations:
+        expected, recorded = loss(x)
+        slopes = torch.autograd.grad(expected, parameters)
+        activations.clear()
+        value, compiled = torch.compile(loss, fullgraph=True, backend="aot_eager" if training else "eager")(x)
+        torch.testing.assert_close(value, expected)
+    assert list(compiled) == model.measured
+    for layer in model.measured:
+        torch.testing.assert_close(compiled[layer], recorded[layer], rtol=1e-4, atol=1e-5)
+    for slope, other in zip(slopes, torch.autograd.grad(value, parameters), strict=True):
+        torch.testing.assert_close(slope, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("in_size", [8, 28, 30, 33, 48, 64, 100, 128])
+@pytest.mark.parametrize("name", ["wrn", "densenet"])
+def test_images_of_any_size(name, in_size):
+    model = small(name, in_size, depth=10)
+    assert model(pictures(2, in_size)).shape == (2, 5)
+    with pytest.raises(ValueError, match=rf"built for \(N, 3, {in_size}, {in_size}\)"):
+        model(pictures(2, in_size + 1))
+
+
+@pytest.mark.parametrize(
+    ("in_size", "windows", "size"), [(32, 1, 8), (64, 4, 8), (128, 16, 8), (28, 1, 7), (48, 1, 12), (8, 1, 2)]
+)
+def test_the_classifier_of_the_wide_residual_network_sees_all_of_the_last_maps(in_size, windows, size):
+    model = small("wrn", in_size, depth=10)
+    assert (model.fc.in_features, model.window) == (windows * model.norm.num_features, size)
+    with record(model, ["norm"]) as activations, evaluating(model):
+        logits = model(pictures(1, in_size))
+    side = round(windows**0.5)
+    cells = activations["norm"].relu().unflatten(3, (side, size)).unflatten(2, (side, size)).mean((3, 5))
+    torch.testing.assert_close(model.fc(cells.flatten(1)), logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "depth", "channels"),
+    [
+        ("wrn", 1.0, 16, [160, 160, 320, 320, 640, 640]),
+        ("wrn", 0.05, 10, [8, 16, 32]),
+        ("wrn", 1e-3, 10, [1, 1, 1]),
+        ("wrn", 0.17, 10, [27, 54, 109]),
+        ("densenet", 1.0, 40, [24, 96, 120, 132]),
+        ("densenet", 10 / 3, 10, [80, 120, 100, 90]),
+        ("densenet", 1e-3, 10, [2, 3, 2, 2]),
+    ],
+)
+def test_width_and_depth_of_the_networks(name, width, depth, channels):
+    with torch.device("meta"):
+        model = build_model(name, 10, width, depth=depth)
+        with record(model, model.measured) as activations:
+            model(torch.rand(1, 3, 32, 32))
+    assert [a.shape[1] for a in activations.values()] == channels
+    assert isinstance(model.fc, nn.Linear) and model.class_layer is None
+
+
+@pytest.mark.parametrize("name", ["wrn", "densenet"])
+def test_weights_start_he_normal_and_the_norms_as_in_keras(name):
+    torch.manual_seed(0)
+    model = build_model(name, 100, width=0.5 if name == "wrn" else 3.0, depth=10)
+    for path, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            expected = (2 / layer.weight[0].numel()) ** 0.5
+            error = 5 / layer.weight.numel() ** 0.5
+            assert layer.weight.std().item() == pytest.approx(expected, rel=error), path
+            assert layer.weight.abs().max() > 2 * expected, "uniform"
+            assert layer.bias is None or not layer.bias.any()
+            assert (layer.bias is not None) == (name == "wrn" or path == "fc"), path
+    norms = {(m.momentum, m.eps) for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
+    assert norms == {(0.01, 1.001e-5)}
 
 
 def test_recording_leaves_no_hooks_and_keeps_the_graph():

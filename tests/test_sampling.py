@@ -65,3 +65,34 @@ def test_the_length_of_an_epoch(true_epochs, views, steps):
 def test_impossible_sizes_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         ViewSampler(*arguments)
+
+
+@given(
+    counts=st.lists(st.integers(6, 30), min_size=2, max_size=5),
+    images=st.integers(1, 12),
+    views=st.integers(1, 3),
+    seed=st.integers(0, 3),
+)
+def test_balanced_batches_hold_every_class_equally_often_and_a_class_goes_through_its_images(counts, images, views, seed):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    sampler = ViewSampler(len(labels), images * views, views, seed, labels=labels) if images <= len(labels) else None
+    if sampler is None:
+        return
+    shown, seen = torch.zeros(len(labels), dtype=torch.long), []
+    for step in range(2 * len(labels) // images + 1):
+        batch = sampler[step]
+        per_class = labels[batch.images].bincount(minlength=len(counts)) // views
+        assert per_class.max() - per_class.min() <= 1 + (images % len(counts) > 0)
+        first = batch.views == 0
+        shown += batch.images[first].bincount(minlength=len(labels))
+        seen += list(zip(batch.images[first].tolist(), batch.passes[first].tolist(), strict=True))
+    assert len(set(seen)) == len(seen)  # an image comes once in a pass
+    for c in range(len(counts)):
+        assert shown[labels == c].max() - shown[labels == c].min() <= 1
+
+
+def test_balanced_batches_refuse():
+    with pytest.raises(ValueError, match="two classes or more"):
+        ViewSampler(10, 4, 2, labels=torch.zeros(10, dtype=torch.long))
+    with pytest.raises(ValueError, match="class 1 has 1 images"):
+        ViewSampler(10, 4, 2, labels=torch.tensor([0] * 9 + [1]))

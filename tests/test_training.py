@@ -40,7 +40,7 @@ def test_the_log_has_every_layer_and_the_diagnostics(tiny):
     run = train(TrainParams(**tiny, name="run"))
     log = run.log
     assert log.epoch.tolist() == [1, 2, 3] and log.step.tolist() == [6, 12, 18]
-    layers = [f"invariance_conv{n}" for n in range(1, 10)]
+    layers = [f"{kind}invariance_conv{n}" for kind in ("", "class_") for n in range(1, 10)]
     assert log[layers].gt(0).all(axis=None) and log[layers].lt(2).all(axis=None)
     assert log.pc1_share.between(0, 1).all() and log.effective_rank.ge(1).all()
     assert run.result["metrics"]["test_accuracy"] == pytest.approx(log.test_accuracy.iloc[-1])
@@ -52,7 +52,7 @@ def test_the_objective_is_what_the_log_says(tiny):
     trainer = Trainer(p, data)
     trainer.set_epoch(0)
     values = trainer.step(0, monitor=True)
-    expected = 0.7 * values[1] + (values[3:] * torch.tensor(list(trainer.objective.alphas.values()))).sum()
+    expected = 0.7 * values[1] + (values[3:12] * torch.tensor(list(trainer.objective.alphas.values()))).sum()
     assert values[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -143,8 +143,16 @@ def test_a_diverging_run_stops(tiny):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"alpha": -0.1}, "alpha=-0.1: expected 0 <= alpha < 1"),
-        ({"alpha": 1.0}, "alpha=1.0"),
+        ({"alpha": -0.1}, "alpha=-0.1: expected 0 <= alpha <= 1"),
+        ({"alpha": 1.1}, "alpha=1.1"),
+        ({"beta": -0.1}, "beta=-0.1"),
+        ({"beta": 0.95}, "beta=0.95: expected 0 <= beta <= 1 - alpha = 0.9"),
+        ({"beta_end": 0.2}, "beta_end=0.2"),
+        ({"layers": ["conv77"]}, "'conv77' is no measuring point; known: conv1"),
+        ({"metric": "cosine"}, "metric='cosine' is unknown; known: msd, per_unit, fisher"),
+        ({"metric": "fisher", "reference": "same_class"}, "no meaning"),
+        ({"balanced": True, "batch_size": 512}, "holds 128 images"),
+        ({"classes": ["left"]}, "two classes"),
         ({"views": 1}, "views=1: expected at least 2 when alpha > 0"),
         ({"views": 3}, "batch_size=16: expected a multiple of views=3"),
         ({"views": 0, "alpha": 0.0}, "views=0"),
@@ -160,7 +168,7 @@ def test_a_diverging_run_stops(tiny):
         ({"device": "tpu"}, "device='tpu'"),
         ({"precision": "bf16"}, "precision='bf16': expected one of auto"),
         ({"lr": float("inf")}, "lr=inf"),
-        ({"lr_decay": 0.0}, "lr_decay=0.0"),
+        ({"lr_decay": -0.5}, "lr_decay=-0.5"),
         ({"batch_size": 4096}, "lower batch_size"),
         ({"train_size": 1000}, "train_size"),
     ],
@@ -190,19 +198,24 @@ def test_the_baseline_is_measured_without_changing_its_training(tiny):
     assert same(*finals)
 
 
-@pytest.mark.parametrize("change", [{}, {"alpha": 0.0}, {"alpha": 0.0, "views": 1}])
+PURE = {"alpha": 0.1, "beta": 0.9}
+FISHER = {**PURE, "metric": "fisher", "pool": True, "layers": ["conv9"], "linear_top": True}
+CHANGES = [{}, {"alpha": 0.0}, {"alpha": 0.0, "views": 1}, PURE, FISHER, {**PURE, "beta": 0.0, "beta_end": 0.1}]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_the_whole_step_is_one_graph(tiny, change):
     p, data = resolve(TrainParams(**{**tiny, **change}))
     trainer = Trainer(p, data)
     trainer.set_epoch(0)
     batch = trainer.sampler[0]
     index = (batch.images, batch.views, batch.groups, batch.passes)
-    explained = torch._dynamo.explain(training._batch_loss)(trainer, *index, True)
+    explained = torch._dynamo.explain(training._batch_loss)(trainer, *index, True, trainer._progress(0))
     assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [{}, {"alpha": 0.0}, {"alpha": 0.0, "views": 1}])
+@pytest.mark.parametrize("change", CHANGES)
 def test_the_whole_step_compiles_and_agrees_with_eager(tiny, change, monkeypatch):
     whole = torch.compile(training._batch_loss, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(training, "_compiled", lambda p, on_gpu: whole if p.compile == "on" else training._batch_loss)
@@ -212,6 +225,56 @@ def test_the_whole_step_compiles_and_agrees_with_eager(tiny, change, monkeypatch
         trainer.set_epoch(0)
     for number in range(2):
         torch.testing.assert_close(eager.step(number), compiled.step(number), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("change", [PURE, FISHER, {"alpha": 0.0, "beta": 1.0, "views": 1, "balanced": True}])
+def test_without_cross_entropy_a_probe_learns_and_the_network_does_not_notice(tiny, change):
+    p, data = resolve(TrainParams(**{**tiny, **change}))
+    trainer, lonely = Trainer(p, data), Trainer(p, data)
+    lonely.probe = None
+    lonely.columns = lonely.columns[:-1]
+    lonely.optimizer.param_groups.pop()
+    for each in (trainer, lonely):
+        each.set_epoch(0)
+        values = [each.step(number) for number in range(4)]
+        assert len(values[0]) == len(each.columns)
+    assert same(trainer.bare_model.state_dict(), lonely.bare_model.state_dict())
+    assert trainer.probe.linear.weight.abs().sum() > 0 and trainer.columns[-1] == "probe_right"
+
+
+def test_the_head_of_a_pure_run_gets_no_gradient_from_the_objective(tiny):
+    p, data = resolve(TrainParams(**{**tiny, **PURE}))
+    trainer = Trainer(p, data)
+    before = {name: value.clone() for name, value in trainer.bare_model.named_parameters()}
+    trainer.set_epoch(0)
+    trainer.step(0)
+    moved = {n.split(".")[0] for n, v in trainer.bare_model.named_parameters() if not torch.equal(v, before[n])}
+    assert moved == {f"conv{n}" for n in range(1, 9)}
+
+
+@pytest.mark.parametrize("change", [FISHER, {**PURE, "beta": 0.0, "beta_end": 0.1}])
+def test_a_pure_run_resumes_bit_for_bit_its_probe_included(tiny, change, monkeypatch):
+    whole = train(TrainParams(**{**tiny, **change}, name="whole"))
+    real = training._train_epoch
+    monkeypatch.setattr(training, "_train_epoch", lambda t, e, b: real(t, e, b) if e < 2 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(TrainParams(**{**tiny, **change}, name="halves"))
+    monkeypatch.undo()
+    halves = train(TrainParams(**{**tiny, **change}, name="halves"))
+    assert same(weights(whole), weights(halves))
+    timed = ["seconds", "images_per_second"]
+    assert whole.log.drop(columns=timed).equals(halves.log.drop(columns=timed))
+    if "probe_accuracy" in whole.log:
+        assert whole.log.probe_accuracy.iloc[-1] > 0.6
+
+
+def test_a_nan_feature_names_its_layer_in_any_metric(tiny, monkeypatch):
+    p, data = resolve(TrainParams(**{**tiny, **FISHER}, name="nan"))
+    trainer = Trainer(p, data)
+    trainer.bare_model.conv9.conv.weight.data[0] = torch.nan
+    trainer.set_epoch(0)
+    with pytest.raises(FloatingPointError, match="invariance loss of layer conv9 is not finite"):
+        training._check_finite(trainer, torch.stack([trainer.step(0)]), 0)
 
 
 def test_a_run_gives_back_its_network_and_its_data(tiny, folders):
