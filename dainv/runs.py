@@ -412,13 +412,18 @@ class FigureRun:
     label: str
     seed: int
 
-# %% ../nbs/00_runs.ipynb #62eb89b2
+# %% ../nbs/00_runs.ipynb #1b7a418a
 def run_label(
     params: dict,  # parameters of a run
 ) -> str:
-    "What a legend calls the run: `baseline, M = 8` or `DAI, M = 8, alpha = 0.1`."
-    views, alpha = params.get("views", 8), params.get("alpha", 0.1)
-    return f"DAI, M = {views}, alpha = {alpha:g}" if alpha else f"baseline, M = {views}"
+    "What a legend calls the run, by its objective: `baseline, M = 8` or `DAI, M = 8, alpha = 0.1`."
+    views, alpha, beta = params.get("views", 8), params.get("alpha", 0.1), params.get("beta", 0.0)
+    metric = params.get("metric", "msd")
+    how = "" if metric == "msd" else f", {metric.replace('_', ' ')}"
+    if not beta:
+        return f"DAI, M = {views}, alpha = {alpha:g}{how}" if alpha else f"baseline, M = {views}"
+    kind = "invariance only" if alpha + beta > 1 - 1e-9 else "mixed"
+    return f"{kind}, alpha = {alpha:g}, beta = {beta:g}{how}"
 
 # %% ../nbs/00_runs.ipynb #8fd25c46
 def figure_runs(
