@@ -641,7 +641,7 @@ def _time_step(trainer: Trainer, number: int) -> float:
     trainer.step(number, monitor=False)[0].item()
     return time.perf_counter() - began
 
-# %% ../nbs/40_training.ipynb #d1bbe939
+# %% ../nbs/40_training.ipynb #3bc92639
 def time_steps(
     params: TrainParams,
     data: ImageData,
@@ -653,7 +653,9 @@ def time_steps(
     trainers, rows = [Trainer(p, data) for p in asked], []
     for repeat in range(-3, repeats):  # the first three only warm up: compilation, memory, caches
         for p, trainer in zip(asked, trainers, strict=True):
-            described = dict(variant=f"M={p.views}, alpha={p.alpha:g}", views=p.views, alpha=p.alpha)
+            with_classes = f", beta={p.beta:g}, {p.metric}" if p.beta else ""
+            named = f"M={p.views}, alpha={p.alpha:g}{with_classes}"
+            described = dict(variant=named, views=p.views, alpha=p.alpha)
             rows.append(dict(**described, repeat=repeat, seconds=_time_step(trainer, repeat + 3)))
     return pd.DataFrame([row for row in rows if row["repeat"] >= 0])
 
