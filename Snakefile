@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 
-from dainv.runs import Run, figures_folder, profile_of, profile_runs, project_root, run_mismatch, runs_folder
+from dainv.runs import Run, figures_folder, profile_of, profile_runs, project_root, run_mismatch, run_seeds, runs_folder
 
 PROFILE = config.get("profile", "quick")
 SECTION = profile_of(PROFILE)
@@ -25,15 +25,26 @@ def asked_of(run):
 
 
 def measured_on(run):
-    "Parameters of the measuring of a run, as JSON for papermill."
-    return json.dumps({"run": f"{PROFILE}/{run}", **SECTION.get("measure", {}).get(run.rpartition("-s")[0], {})})
+    "Parameters of the measuring of a run."
+    kind, _, seed = run.rpartition("-s")
+    asked = SECTION.get("measure", {}).get(kind, {})
+    source = {"attack_source": f"{PROFILE}/{asked['attack_source']}-s{seed}"} if "attack_source" in asked else {}
+    return {"run": f"{PROFILE}/{run}", **asked, **source}
+
+
+def trained_for(run):
+    "Results that the measuring of a run needs: its own, and that of the run whose attacks it is shown."
+    asked = measured_on(run)
+    return [f"{RUNS}/{name}/result.json" for name in (asked["run"], asked.get("attack_source")) if name]
 
 
 def runs_of(figure):
-    "What a figure needs of each of its runs and seeds: what was measured, or for the loss dynamics only the log."
+    "What a figure needs of each of its runs and seeds: what was measured, or for the losses only the log."
+    if figure == "invariance_pairs_matrix":
+        return f"{RUNS}/{PROFILE}/pairs.csv"
     names = dict.fromkeys(SECTION["figures"][figure].values())
-    file = "result.json" if figure == "dai_loss_dynamics" else "measured.json"
-    return [f"{RUNS}/{PROFILE}/{name}-s{seed}/{file}" for name in names for seed in SECTION["seeds"]]
+    file = "result.json" if figure in ("dai_loss_dynamics", "invariance_convergence") else "measured.json"
+    return [f"{RUNS}/{PROFILE}/{name}-s{seed}/{file}" for name in names for seed in run_seeds(SECTION, name)]
 
 
 # One thread a run: two runs side by side train more images a second than one on two cores, and steps are timed as they
@@ -70,11 +81,11 @@ rule train:
 
 rule measure:
     input:
-        RUNS + "/" + PROFILE + "/{run}/result.json",
+        lambda w: trained_for(w.run),
     output:
         RUNS + "/" + PROFILE + "/{run}/measured.json",
     params:
-        asked=lambda w: measured_on(w.run),
+        asked=lambda w: json.dumps(measured_on(w.run)),
         executed=lambda w: f"{RUNS}/{PROFILE}/{w.run}/measure.ipynb",
     priority: 5
     # Seconds per step are only worth measuring on a machine that does nothing else: all cores are reserved for them.
@@ -83,6 +94,19 @@ rule measure:
         gpu=int(ON_GPU),
     shell:
         PAPERMILL + NOTEBOOKS + "/measure.ipynb {params.executed} -y {params.asked:q} < /dev/null"
+
+
+rule pairs:
+    output:
+        f"{RUNS}/{PROFILE}/pairs.csv",
+    params:
+        executed=f"{RUNS}/{PROFILE}/pairs.ipynb",
+        profile=PROFILE,
+    threads: 1
+    resources:
+        gpu=int(ON_GPU),
+    shell:
+        PAPERMILL + NOTEBOOKS + "/pairs.ipynb {params.executed} -p profile {params.profile} < /dev/null"
 
 
 rule figure:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['project_root', 'data_folder', 'runs_folder', 'figures_folder', 'atomic_write', 'write_json', 'write_table',
            'check_params', 'read_params', 'provenance', 'save_checkpoint', 'load_checkpoint', 'Run', 'locked',
-           'load_runs', 'experiments', 'profile_of', 'profile_runs', 'run_mismatch', 'FigureRun', 'run_label',
-           'figure_runs', 'params_from_command_line']
+           'load_runs', 'experiments', 'profile_of', 'run_seeds', 'profile_runs', 'run_mismatch', 'FigureRun',
+           'run_label', 'figure_runs', 'params_from_command_line']
 
 # %% ../nbs/00_runs.ipynb #81b8a565
 import difflib
@@ -375,16 +375,27 @@ def profile_of(
         raise ValueError(f"profile={name!r} is not in experiments.yaml; known: {', '.join(known)}")
     return known[name]
 
-# %% ../nbs/00_runs.ipynb #81b07d63
+# %% ../nbs/00_runs.ipynb #fc885103
+def run_seeds(
+    section: dict,  # of a profile
+    run: str,  # a name under its `runs`
+) -> list[int]:
+    "The seeds of a run: its own, or else those of the profile."
+    if run not in section["runs"]:
+        raise ValueError(f"run {run!r} is not listed among the runs: {', '.join(section['runs'])}")
+    return section["runs"][run].get("seeds", section["seeds"])
+
+# %% ../nbs/00_runs.ipynb #2627532d
 def profile_runs(
     profile: str,  # quick, small, paper
 ) -> dict[str, dict]:
     "Name -> parameters of every run of a profile, one per seed: `quick/allcnn_dai-s0`."
     section = profile_of(profile)
+    common = section.get("common", {})
     return {
-        f"{profile}/{run}-s{seed}": {**section.get("common", {}), **params, "seed": seed}
+        f"{profile}/{run}-s{seed}": {k: v for k, v in {**common, **params, "seed": seed}.items() if k != "seeds"}
         for run, params in section["runs"].items()
-        for seed in section["seeds"]
+        for seed in run_seeds(section, run)
     }
 
 # %% ../nbs/00_runs.ipynb #49f961cc
@@ -425,7 +436,7 @@ def run_label(
     kind = "invariance only" if alpha + beta > 1 - 1e-9 else "mixed"
     return f"{kind}, alpha = {alpha:g}, beta = {beta:g}{how}"
 
-# %% ../nbs/00_runs.ipynb #8fd25c46
+# %% ../nbs/00_runs.ipynb #cce6e213
 def figure_runs(
     profile: str,  # quick, small, paper
     figure: str,  # a name under `figures` of that profile
@@ -438,7 +449,7 @@ def figure_runs(
         )
     found = []
     for role, run in section["figures"][figure].items():
-        for seed in section["seeds"]:
+        for seed in run_seeds(section, run):
             opened = Run.open(f"{profile}/{run}-s{seed}")
             found.append(FigureRun(opened, role, run_label(opened.params), seed))
     return found

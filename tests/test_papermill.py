@@ -64,7 +64,23 @@ def test_a_mistyped_parameter_fails(folders, arguments, message):
 
 def test_the_notebook_shows_help():
     done = papermill("--help-notebook", ROOT / "nbs/train.ipynb", cwd=ROOT)
-    assert "alpha: float (default 0.1)" in done.stdout and "share of the invariance loss" in done.stdout
+    assert "alpha: float (default 0.1)" in done.stdout and "weight of the invariance to augmentation" in done.stdout
+
+
+def run_workflow(folders, profile):
+    "Snakemake on a profile of its own, twice: its figures, and what the second call said."
+    (folders / "experiments.yaml").write_text(yaml.safe_dump({"check": profile}))
+    snakemake = Path(sys.executable).parent / "snakemake"
+    command = [snakemake, "--snakefile", ROOT / "Snakefile", "--directory", folders, "--cores", "2"]
+    environment = {**os.environ, "DAINV_EXPERIMENTS": str(folders / "experiments.yaml")}
+    how = dict(capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
+    done = subprocess.run([*command, "--config", "profile=check"], **how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = {file.name for file in (folders / "figures" / "check").iterdir()}
+    for figure in profile["figures"]:
+        assert {f"{figure}.{kind}" for kind in ("png", "pdf", "csv", "json")} <= made
+        assert f"{figure}.png" in (folders / "figures" / "check" / "index.html").read_text()
+    return subprocess.run([*command, "--config", "profile=check"], **how).stderr
 
 
 @pytest.mark.slow
@@ -80,28 +96,38 @@ def test_from_training_to_the_report(tiny, folders):
             "dai_time": {"dai": "dai"},
         },
     }
-    (folders / "experiments.yaml").write_text(yaml.safe_dump({"check": profile}))
-    command = [
-        "snakemake",
-        "--snakefile",
-        ROOT / "Snakefile",
-        "--directory",
-        folders,
-        "--cores",
-        "2",
-        "--config",
-        "profile=check",
-    ]
-    environment = {**os.environ, "DAINV_EXPERIMENTS": str(folders / "experiments.yaml")}
-    command[0] = Path(sys.executable).parent / command[0]
-    how = dict(capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
-    done = subprocess.run(command, **how)
-    assert done.returncode == 0, done.stderr[-3000:]
-    made = {file.name for file in (folders / "figures" / "check").iterdir()}
-    for figure in profile["figures"]:
-        assert {f"{figure}.{kind}" for kind in ("png", "pdf", "csv", "json")} <= made
-    assert "dai_score.png" in (folders / "figures" / "check" / "index.html").read_text()
+    assert "Nothing to be done" in run_workflow(folders, profile)
     scores = pd.read_parquet(Run.open("check/dai-s0").folder / "score.parquet")
     assert scores.groupby("layer", observed=True).size().tolist() == [32 * 2] * 10
-    again = subprocess.run(command, **how)
-    assert "Nothing to be done" in again.stderr
+
+
+@pytest.mark.slow
+def test_invariance_instead_of_categorization_from_training_to_the_report(tiny, folders):
+    models = {"baseline": "ce", "pure": "pure", "fisher": "fisher"}
+    kinds = ("rdms", "pc1", "probes", "tsne", "cka", "attacks", "convergence")
+    attacks = {"attack_images": 8, "attack_steps": 2, "attack_eps": [0.03]}
+    pure = {"alpha": 0.1, "beta": 0.9, "exclude_last": False}
+    fisher = {"metric": "fisher", "pool": True, "layers": ["conv9"], "linear_top": True}
+    everything = {"what": ["representation", "probes", "attacks"], **attacks}
+    profile = {
+        "common": tiny,
+        "seeds": [0],
+        "runs": {"ce": {"alpha": 0.0, "beta": 0.0}, "pure": pure, "fisher": {**pure, **fisher}},
+        "measure": {"ce": everything, **{name: {**everything, "attack_source": "ce"} for name in ("pure", "fisher")}},
+        "figures": {
+            **{f"invariance_{kind}": models for kind in kinds},
+            "invariance_pairs": {"baseline": "ce", "pure": "pure"},
+            "invariance_pairs_matrix": {},
+            "open_problem": {"ce": "ce", "fisher": "fisher", "pure": "pure"},
+        },
+        "pairs": {"epochs": 1, "attack_images": 8, "attack_steps": 2, "eps": 0.03},
+    }
+    assert "Nothing to be done" in run_workflow(folders, profile)
+    folder = Run.open("check/fisher-s0").folder
+    table = pd.read_csv(folder / "attacks.csv")
+    assert {"self", "check/ce-s0"} == set(table.source) and table.accuracy.between(0, 1).all()
+    assert pd.read_csv(folder / "masking.csv").tested.any()
+    probes = pd.read_csv(folder / "probes.csv")
+    assert set(probes.probe) == {"linear", "mlp"} and set(probes.layer) == {"conv8", "conv9"}
+    problem = pd.read_csv(folders / "figures" / "check" / "open_problem.csv").set_index("role")
+    assert problem.loc["ce", "difference"] == 0 and problem.loc["fisher", "twin"] == problem.loc["ce", "probe"]
