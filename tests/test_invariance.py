@@ -391,7 +391,9 @@ def test_both_invariances_are_weighed_and_the_class_layer_gets_no_gradient_witho
 
 def test_a_layer_can_be_chosen_and_its_maps_pooled():
     activations, logits, labels, ids = batch()
-    total, parts = InvarianceObjective(["a", "b", "c"], 0.0, 1.0, only=["b"], pool=True)(activations, logits, labels, ids)
+    total, parts = InvarianceObjective(["a", "b", "c"], 0.0, 1.0, only=["b"], pool=True)(
+        activations, logits, labels, ids
+    )
     means = activations["b"].detach().mean((2, 3))
     assert torch.allclose(total.double(), loop_over_pairs(means, labels))
     assert set(parts["class_invariance"]) == {"a", "b", "c"}
@@ -449,7 +451,11 @@ def test_the_objective_refuses():
     for alpha, beta in ((-0.1, 0.0), (1.1, 0.0), (float("nan"), 0.0), (0.6, 0.5), (0.5, -0.1), (0.0, float("nan"))):
         with pytest.raises(ValueError, match="expected both >= 0"):
             InvarianceObjective(["a", "b"], alpha, beta)
-    for wrong, message in (({"beta_end": 0.3}, "beta_end=0.3"), ({"only": ["z"]}, "layer 'z'"), ({"only": "a"}, "only=")):
+    for wrong, message in (
+        ({"beta_end": 0.3}, "beta_end=0.3"),
+        ({"only": ["z"]}, "layer 'z'"),
+        ({"only": "a"}, "only="),
+    ):
         with pytest.raises(ValueError, match=message):
             InvarianceObjective(["a", "b"], 0.1, 0.1, **wrong)
     with pytest.raises(ValueError, match="no meaning"):

@@ -15,7 +15,9 @@ def grouped(sizes, units, seed=0, spread=1.0, offset=0.0):
     groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     groups = groups[torch.randperm(len(groups), generator=generator)]
     means = torch.randn(len(sizes), units, generator=generator, dtype=torch.float64)
-    return offset + means[groups] + spread * torch.randn(len(groups), units, generator=generator, dtype=torch.float64), groups
+    return offset + means[groups] + spread * torch.randn(
+        len(groups), units, generator=generator, dtype=torch.float64
+    ), groups
 
 
 def mean_over_units(x, groups, distinct, reference=None):
@@ -104,7 +106,9 @@ def test_a_dead_layer_has_a_finite_loss_and_no_gradient(metric):
 def test_a_unit_that_does_not_vary_is_left_out():
     x, groups = grouped([3, 3, 3], 4)
     silent = torch.cat([x, torch.ones(9, 2)], 1)
-    assert unit_ratio(silent, groups, 3, None, 1, 1).item() == pytest.approx(unit_ratio(x, groups, 3, None, 1, 1).item())
+    assert unit_ratio(silent, groups, 3, None, 1, 1).item() == pytest.approx(
+        unit_ratio(x, groups, 3, None, 1, 1).item()
+    )
 
 
 def test_half_types_are_computed_wider():
@@ -112,7 +116,9 @@ def test_half_types_are_computed_wider():
     for metric in METRICS:
         half = invariance_loss(x.bfloat16(), groups, metric=metric)
         assert half.dtype == torch.float32
-        assert half.item() == pytest.approx(invariance_loss(x.bfloat16().double(), groups, metric=metric).item(), rel=1e-5)
+        assert half.item() == pytest.approx(
+            invariance_loss(x.bfloat16().double(), groups, metric=metric).item(), rel=1e-5
+        )
 
 
 def test_only_fisher_refuses_a_rank_one_code():

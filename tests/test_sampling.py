@@ -73,7 +73,9 @@ def test_impossible_sizes_are_named(arguments, message):
     views=st.integers(1, 3),
     seed=st.integers(0, 3),
 )
-def test_balanced_batches_hold_every_class_equally_often_and_a_class_goes_through_its_images(counts, images, views, seed):
+def test_balanced_batches_hold_every_class_equally_often_and_a_class_goes_through_its_images(
+    counts, images, views, seed
+):
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     sampler = ViewSampler(len(labels), images * views, views, seed, labels=labels) if images <= len(labels) else None
     if sampler is None:
