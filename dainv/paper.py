@@ -89,13 +89,33 @@ conv8  .11  .11  .26  .25  .11  .09  .07
 conv9  .12  .11  .24  .34  .44  .49  .54
 """
 
-# %% ../nbs/72_paper.ipynb #9481cb7d
+# %% ../nbs/72_paper.ipynb #438a22bc
+_INVARIANCE = """
+model     accuracy  pc1
+baseline  93.2      .085
+mixed     91.9      .743
+pure      21        .996
+"""
+
+# %% ../nbs/72_paper.ipynb #4369f78d
+_PAIRS = """
+pair       model     clean  pgd   fgsm
+cars-dogs  baseline  98.9   7.6   31.5
+cars-dogs  pure      98.7   62.0  88.5
+"""
+
+# %% ../nbs/72_paper.ipynb #4081ee16
 _THESIS, _POSTER = "thesis, arXiv 2012.14185, table of accuracies", "poster (CCN 2019), read off the picture"
+_WORKSHOP = "Learning representational invariance instead of categorization (ICCV workshop 2019), section 5"
+_CARS_DOGS = "thesis, arXiv 2012.14185, table of adversarial robustness, cars against dogs"
 _KEYS = dict(
     dai_accuracy=["data", "network", "model", "metric"],
     dai_score=["layer", "model", "statistic"],
     dai_loss_dynamics=["layer", "model", "epoch"],
     dai_time=["quantity"],
+    invariance_accuracy=["model"],
+    invariance_pc1=["model"],
+    invariance_pairs=["pair", "model", "metric"],
 )
 
 # %% ../nbs/72_paper.ipynb #bd6829d9
@@ -125,12 +145,38 @@ def _time() -> pd.DataFrame:
     row = dict(quantity="step time, DAI / baseline", published=1.1, precision=0.05, tolerance=0.1)
     return pd.DataFrame([{**row, "source": "abstract (CCN 2019) and thesis: 'about 10 %'"}])
 
-# %% ../nbs/72_paper.ipynb #5df08aad
-_TABLES = dict(dai_accuracy=_accuracy, dai_score=_score, dai_loss_dynamics=_loss, dai_time=_time)
+# %% ../nbs/72_paper.ipynb #0b40b16d
+def _invariance(column: str, precision: dict, tolerance: dict) -> pd.DataFrame:
+    "One column of the table of three networks; limits by model."
+    table = _read(_INVARIANCE, ["model"], variable="quantity").query("quantity == @column")
+    limits = dict(precision=table["model"].map(precision), tolerance=table["model"].map(tolerance))
+    return table.assign(**limits, source=_WORKSHOP)
 
-# %% ../nbs/72_paper.ipynb #bceaef5e
+
+def _invariance_accuracy() -> pd.DataFrame:
+    "Accuracies in percent of the networks that learn categories, both, or invariance."
+    return _invariance("accuracy", dict(baseline=0.05, mixed=0.05, pure=0.5), dict(baseline=0.7, mixed=0.7, pure=5.0))
+
+
+def _invariance_pc1() -> pd.DataFrame:
+    "Share of the first principal component in the variance of the top layer."
+    precision = dict.fromkeys(("baseline", "mixed", "pure"), 0.0005)
+    return _invariance("pc1", precision, dict(baseline=0.05, mixed=0.15, pure=0.01))
+
+# %% ../nbs/72_paper.ipynb #db62557c
+def _pairs() -> pd.DataFrame:
+    "Accuracies in percent on a pair of classes, without and with attacks of strength .03."
+    table = _read(_PAIRS, ["pair", "model"], variable="metric")
+    tolerance = table["metric"].map({"clean": 0.7, "pgd": 10.0, "fgsm": 10.0})
+    return table.assign(precision=0.05, tolerance=tolerance, source=_CARS_DOGS)
+
+# %% ../nbs/72_paper.ipynb #d3abdc2e
+_TABLES = dict(dai_accuracy=_accuracy, dai_score=_score, dai_loss_dynamics=_loss, dai_time=_time)
+_TABLES |= dict(invariance_accuracy=_invariance_accuracy, invariance_pc1=_invariance_pc1, invariance_pairs=_pairs)
+
+# %% ../nbs/72_paper.ipynb #fa6d741a
 def published(
-    name: str,  # dai_accuracy, dai_score, dai_loss_dynamics, dai_time
+    name: str,  # dai_accuracy, dai_score, dai_loss_dynamics, dai_time, invariance_accuracy, ..._pc1, ..._pairs
 ) -> pd.DataFrame:
     "One row per published number: its keys, `published`, `precision`, `tolerance`, `source`."
     if name not in _TABLES:
@@ -224,7 +270,7 @@ def _section(record: dict) -> str:
     parts.append(_fold("where it comes from", _origin(record)))
     return "".join(parts) + f'<p class="small">{links}, <a href="{name}.json">provenance</a></p></section>'
 
-# %% ../nbs/72_paper.ipynb #b9f5a391
+# %% ../nbs/72_paper.ipynb #b59506fc
 def _page(title: str, body: str) -> str:
     "A whole HTML page."
     head = (
@@ -235,7 +281,9 @@ def _page(title: str, body: str) -> str:
 
 def _figures(folder: Path) -> dict[str, dict]:
     "Name -> provenance of every figure in the folder, in the order of the paper, then by name."
-    order = ["dai_score", "dai_loss_dynamics", "dai_samples", "dai_accuracy", "dai_time"]
+    dai = ("score", "loss_dynamics", "samples", "accuracy", "time")
+    invariance = ("rdms", "pc1", "probes", "convergence", "tsne", "cka", "attacks", "pairs")
+    order = [f"dai_{name}" for name in dai] + [f"invariance_{name}" for name in invariance]
     records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     place = {name: k for k, name in enumerate(order)}
     found = sorted(records, key=lambda r: (place.get(r["name"], len(order)), r["name"]))

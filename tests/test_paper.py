@@ -9,12 +9,16 @@ import pytest
 
 from dainv import paper
 
-NAMES = ("dai_accuracy", "dai_score", "dai_loss_dynamics", "dai_time")
+DAI = ("dai_accuracy", "dai_score", "dai_loss_dynamics", "dai_time")
+NAMES = (*DAI, "invariance_accuracy", "invariance_pc1", "invariance_pairs")
 KEYS = dict(
     dai_accuracy=["data", "network", "model", "metric"],
     dai_score=["layer", "model", "statistic"],
     dai_loss_dynamics=["layer", "model", "epoch"],
     dai_time=["quantity"],
+    invariance_accuracy=["model"],
+    invariance_pc1=["model"],
+    invariance_pairs=["pair", "model", "metric"],
 )
 
 
@@ -39,6 +43,18 @@ def test_every_number_has_one_key_a_precision_a_tolerance_and_a_source(name):
         ("dai_loss_dynamics", ("conv4", "dai", 25), 0.63),
         ("dai_loss_dynamics", ("conv9", "baseline", 350), 0.60),
         ("dai_time", ("step time, DAI / baseline",), 1.1),
+        ("invariance_accuracy", ("baseline",), 93.2),
+        ("invariance_accuracy", ("mixed",), 91.9),
+        ("invariance_accuracy", ("pure",), 21.0),
+        ("invariance_pc1", ("baseline",), 0.085),
+        ("invariance_pc1", ("mixed",), 0.743),
+        ("invariance_pc1", ("pure",), 0.996),
+        ("invariance_pairs", ("cars-dogs", "baseline", "clean"), 98.9),
+        ("invariance_pairs", ("cars-dogs", "pure", "clean"), 98.7),
+        ("invariance_pairs", ("cars-dogs", "baseline", "pgd"), 7.6),
+        ("invariance_pairs", ("cars-dogs", "pure", "pgd"), 62.0),
+        ("invariance_pairs", ("cars-dogs", "baseline", "fgsm"), 31.5),
+        ("invariance_pairs", ("cars-dogs", "pure", "fgsm"), 88.5),
     ],
 )
 def test_spot_checks(name, key, value):
@@ -47,7 +63,7 @@ def test_spot_checks(name, key, value):
 
 
 def test_sizes():
-    assert [len(paper.published(name)) for name in NAMES] == [14, 80, 9 * 6 + 9 * 7, 1]
+    assert [len(paper.published(name)) for name in NAMES] == [14, 80, 9 * 6 + 9 * 7, 1, 3, 3, 6]
 
 
 def test_score_quartiles_are_ordered():
@@ -155,6 +171,23 @@ def test_report_shows_every_figure_and_its_links_lead_somewhere(monkeypatch, tmp
     assert "1 of 1 numbers within tolerance" in text and "for orientation" in text
     assert "for orientation" not in (tmp_path / "paper/index.html").read_text()
     assert "c0ffeec0ffee, changed since" in text and "quick/a-s0" in text and "5f0e" in text and "light" in text
+
+
+def test_report_lists_the_figures_of_invariance_after_those_of_the_first_paper(monkeypatch, tmp_path):
+    monkeypatch.setenv("DAINV_FIGURES", str(tmp_path))
+    names = [
+        "invariance_pairs",
+        "invariance_rdms",
+        "invariance_attacks",
+        "dai_time",
+        "invariance_pc1",
+        "invariance_zzz",
+    ]
+    for name in names:
+        write_record(tmp_path / "quick", name)
+    text = paper.write_report("quick").read_text()
+    ordered = ["dai_time", *(f"invariance_{n}" for n in ("rdms", "pc1", "attacks", "pairs", "zzz"))]
+    assert sorted(ordered, key=lambda name: text.index(f'<section id="{name}">')) == ordered
 
 
 def test_report_escapes_everything(monkeypatch, tmp_path):

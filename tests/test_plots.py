@@ -14,7 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import FIGURES, write_project
+from fake_runs import CLASSES, FIGURES, PC1, write_project
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.cbook import boxplot_stats
 from scipy import stats
 
@@ -41,6 +43,10 @@ def point_to(root: Path, monkeypatch, **project) -> Path:
     for name, value in write_project(root, **project).items():
         monkeypatch.setenv(name, value)
     return root / "figures"
+
+
+DAI = {name: roles for name, roles in FIGURES.items() if name.startswith("dai")}
+INVARIANCE = [name for name in FIGURES if name.startswith("invariance")]
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +146,132 @@ def test_heatmap_shows_the_losses_at_their_epochs():
     plt.close(fig)
 
 
+def test_colours_stay_apart_for_every_reader():
+    # Machado, Oliveira and Fernandes (2009): full loss of the red or green receptors, in linear RGB
+    green = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    red = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+    def lab(linear):
+        relative = to_xyz @ linear.clip(0, 1) / [0.9505, 1, 1.089]
+        f = np.where(relative > 0.008856, np.cbrt(relative), 7.787 * relative + 16 / 116)
+        return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+    rgb = [np.array(matplotlib.colors.to_rgb(colour)) for colour in plots.COLOURS.values()]
+    linear = [np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in rgb]
+    for eye in (np.eye(3), np.array(green), np.array(red)):
+        seen = [lab(eye @ colour) for colour in linear]
+        assert min(np.linalg.norm(a - b) for k, a in enumerate(seen) for b in seen[:k]) > 20
+
+
+def test_class_losses_have_a_prefix_of_their_own():
+    log = pd.DataFrame(dict(epoch=[1, 2], invariance_conv1=[0.1, 0.2], class_invariance_conv1=[1.1, 1.2]))
+    assert plots.layer_losses(log)["loss"].tolist() == [0.1, 0.2]
+    assert plots.layer_losses(log, "class_invariance_")["loss"].tolist() == [1.1, 1.2]
+    with pytest.raises(ValueError, match="class_invariance_<layer>"):
+        plots.layer_losses(log.drop(columns="class_invariance_conv1"), "class_invariance_")
+
+
+def test_loss_grid_keeps_layers_in_line_where_a_loss_is_missing():
+    layers = ("conv1", "conv2", "conv3")
+    whole = pd.DataFrame(dict(epoch=[1, 2], **{f"a_{layer}": [0.5, 1.23] for layer in layers}))
+    part = whole.assign(a_conv1=np.nan, a_conv2=np.nan, b_conv2=[0.1, 0.2])
+    fig = plots.loss_grid({"whole": whole, "part": part}, {"a_": "one", "b_": "other"})
+    meshes = [ax.collections[0] if ax.collections else None for ax in fig.axes[:4]]
+    assert [m is None for m in meshes] == [False, True, False, False]
+    assert meshes[0].get_clim()[1] == pytest.approx(1.3) and fig.axes[1].texts[0].get_text() == "not measured"
+    rows = [np.ma.getmaskarray(m.get_array()).all(1).tolist() for m in meshes if m is not None]
+    assert rows == [[False] * 3, [True, True, False], [True, False, True]]
+    with pytest.raises(ValueError, match="b_.*with values"):
+        plots.loss_grid({"whole": whole}, {"b_": "other"})
+    plt.close("all")
+
+
+@settings(deadline=None, max_examples=30)
+@given(sizes=st.lists(st.integers(2, 12), min_size=2, max_size=6), seed=st.integers(0, 99))
+def test_block_means_are_those_of_the_pairs(sizes, seed):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    half = np.random.default_rng(seed).random((len(labels), len(labels)))
+    matrix = np.triu(half, 1) + np.triu(half, 1).T
+    blocks = plots.block_means(matrix, labels)
+    assert blocks["pairs"].sum() == len(labels) * (len(labels) - 1)
+    others = ~np.eye(len(labels), dtype=bool)
+    for row in blocks.itertuples():
+        inside = (labels[:, None] == row.first) & (labels == row.second) & others
+        assert row.mean == pytest.approx(matrix[inside].mean()) and row.pairs == inside.sum()
+
+
+def test_drawn_cells_never_cross_the_border_of_a_class():
+    labels = np.repeat([3, 1], [80, 120])
+    matrix = (labels[:, None] != labels).astype(float)
+    drawn = plots._averaged(matrix, labels, cells=10)
+    # 40 divides both classes but leaves 5 cells; 20 leaves 10
+    assert drawn.shape == (10, 10) and set(np.unique(drawn)) == {0.0, 1.0}
+    assert plots.class_blocks(labels) == {3: (0, 80), 1: (80, 200)}
+    assert plots._averaged(matrix[:-1, :-1], labels[:-1], cells=10).shape == (199, 199)
+
+
+def test_matrices_have_their_own_scales_and_class_names():
+    labels = np.repeat(np.arange(3), 4)
+    matrix = (labels[:, None] != labels) + 0.0
+    fig = plots.rdm_panels({"a": matrix, "b": 50 * matrix}, labels, ["x", "y", "z"], notes={"b": "far"})
+    images = [ax.images[0] for ax in fig.axes[:2]]
+    assert [image.get_clim() for image in images] == [(0, 1), (0, 50)]
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["x", "y", "z"]
+    assert [ax.get_xlabel() for ax in fig.axes[:2]] == ["", "far"]
+    # a collapsed layer, in which all images coincide, can be drawn, too
+    plots.rdm_panels({"flat": 0 * matrix}, labels, ["x", "y", "z"])
+    plt.close("all")
+
+
+def test_strengths_stand_on_a_logarithmic_axis_with_zero_at_its_left():
+    places, ticks = plots.strength_places([0.3, 0, 0.003, 0.03, 0.03])
+    assert list(places) == [0, 0.003, 0.03, 0.3] and np.diff(list(places.values())) == pytest.approx([1, 1, 1])
+    assert list(ticks.values()) == ["0", "0.003", "0.03", "0.3"]
+    assert len(plots.strength_places([0])[0]) == 1 and 0 not in plots.strength_places([0.1])[0]
+
+
+def test_the_strongest_attack_of_a_series_counts_run_by_run():
+    row = dict(
+        role="a", label="a", victim="self", attack="pgd", loss="cross_entropy", label_kind="predictions", eps=0.1
+    )
+    rows = [row | dict(seed=s, steps=40, restarts=1, source=o, accuracy=a) for s, o, a in TRANSFER]
+    rows += [row | dict(seed=0, steps=200, restarts=1, source="self", accuracy=0.3)]
+    rows += [row | dict(seed=0, steps=40, restarts=1, source="self", accuracy=0.0, victim="another")]
+    rows += [row | dict(seed=0, steps=40, restarts=1, source="self", accuracy=0.1, label_kind="truth")]
+    found = plots.strongest(plots.attack_series(pd.DataFrame(rows))).set_index(["series", "seed"])["accuracy"]
+    assert found.to_dict() == {
+        ("PGD", 0): 0.5,
+        ("PGD", 1): 0.6,
+        ("PGD, transfer", 0): 0.7,
+        ("PGD, transfer", 1): 0.4,
+        ("PGD, more steps", 0): 0.3,
+    }
+
+
+TRANSFER = [(0, "self", 0.5), (1, "self", 0.6), (0, "x", 0.7), (0, "y", 0.8), (1, "x", 0.9), (1, "y", 0.4)]
+
+
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_line_plot_has_a_legend_only_where_it_tells_something(n):
+    table = pd.DataFrame(dict(role="pure", label="pure", x=[0, 1], mean=[0.1, 0.2], low=np.nan, high=np.nan))
+    fig = plots.line_plot([plots.Lines(str(k), "x", "y", table) for k in range(n)])
+    assert not fig.legends and sum(ax.axison for ax in fig.axes) == n
+    both = pd.concat([table, table.assign(role="mixed", label="mixed", series="b")]).fillna({"series": "a"})
+    fig = plots.line_plot([plots.Lines("", "x", "y", both)], styles=dict(a={}, b=dict(linestyle="--"), c={}))
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["pure", "mixed", "a", "b"]
+    assert [line.get_linestyle() for line in fig.axes[0].lines] == ["-", "--"]
+    plt.close("all")
+
+
+def test_a_table_shows_every_number_and_only_real_intervals():
+    rows = [("a", "x", 1.25, 1.0, 1.5), ("a", "y", 2.0, np.nan, np.nan), ("b", "x", np.nan, np.nan, np.nan)]
+    table = pd.DataFrame(rows, columns=["label", "column", "mean", "low", "high"]).assign(role="pure")
+    texts = [t.get_text() for t in plots.number_table(table, digits=2).axes[0].texts]
+    assert texts == ["x", "y", "a", "b", "1.25", "[1.00, 1.50]", "2.00", "–"]
+    plt.close("all")
+
+
 def test_style_is_restored_even_after_an_error():
     before = dict(plt.rcParams)
     with pytest.raises(KeyError), plots.use_style():
@@ -162,8 +294,91 @@ def test_figure_has_four_files_and_its_origin(drawn, profile, name):
     assert ("protocol of this profile differs" in record["caption"]) == (profile == "quick")
     assert record["data"] == [dict(title=title, fingerprint="5f0e2c11", n_train=6000, n_test=1000)]
     assert all(run["name"].startswith(profile) and run["params"]["batch_size"] == 128 for run in record["runs"])
-    assert {run["role"] for run in record["runs"]} == set(FIGURES[name])
+    assert list(dict.fromkeys(run["role"] for run in record["runs"])) == list(FIGURES[name])
     assert "commit" in record["drawn_with"] and record["options"]
+
+
+def shown(drawn, name, profile="quick"):
+    return pd.read_csv(drawn / profile / f"{name}.csv"), json.loads((drawn / profile / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", INVARIANCE)
+def test_pictures_of_invariance_are_small(drawn, name):
+    for profile in ("quick", "paper"):
+        assert (drawn / profile / f"{name}.png").stat().st_size < 300_000
+        assert (drawn / profile / f"{name}.pdf").stat().st_size < 500_000
+
+
+@pytest.mark.parametrize("roles", [["pure"], ["fisher", "baseline"]])
+def test_any_roles_can_be_drawn_in_any_order(monkeypatch, tmp_path, roles):
+    names = INVARIANCE if len(roles) > 1 else ["invariance_rdms", "invariance_probes", "invariance_attacks"]
+    wanted = {name: {role: FIGURES[name][role] for role in roles} for name in names}
+    figures = point_to(tmp_path, monkeypatch, profile="small", seeds=(0,), figures=wanted)
+    for name in wanted:
+        draw(name, "small")
+        record = json.loads((figures / "small" / f"{name}.json").read_text())
+        assert list(dict.fromkeys(run["role"] for run in record["runs"])) == roles
+
+
+def test_rdm_table_has_the_contrasts_of_every_seed(drawn):
+    table, record = shown(drawn, "invariance_rdms")
+    contrasts = table[table["quantity"] == "contrast"]
+    assert contrasts.groupby(["role", "groups"]).size().tolist() == [3] * 8 and (contrasts["ratio"] > 1).all()
+    tested = contrasts.groupby("groups")["p_value"].unique().map(list).to_dict()
+    assert tested == {"classes": [0.001], "animate / inanimate": [pytest.approx(1 / 210)]}
+    pairs = table[table["quantity"] == "class pair"]
+    assert len(pairs) == 3 * 4 * len(CLASSES) ** 2 and set(pairs["first"]) == set(CLASSES)
+    assert "seed 0" in record["caption"] and record["options"]["metric"] == "msd"
+
+
+def test_shares_of_the_first_component_stand_beside_the_published(drawn):
+    table, record = shown(drawn, "invariance_pc1")
+    rows = {row["role"]: row for row in record["published"] if row["kind"] == "full"}
+    assert {role: row["published"] for role, row in rows.items()} == dict(baseline=0.085, mixed=0.743, pure=0.996)
+    assert all(row["within"] for row in rows.values())
+    top = table.query("layer == 'conv9' and kind == 'full' and quantity == 'pc1_share'").set_index("role")["mean"]
+    assert top["fisher"] == pytest.approx(PC1["fisher"], abs=0.01) and table["n"].eq(3).all()
+
+
+def test_probe_table_compares_what_the_paper_compared(drawn):
+    table, record = shown(drawn, "invariance_probes")
+    compared = {row["role"]: (row["probe"], row["published"]) for row in record["published"]}
+    assert compared == dict(baseline=("network", 93.2), mixed=("network", 91.9), pure=("linear", 21.0))
+    # without cross entropy there is no accuracy of the network's own
+    assert set(table.query("probe == 'network'")["role"]) == {"baseline", "mixed"}
+    assert table.query("probe != 'network'").groupby(["role", "layer", "probe"])["fraction"].nunique().eq(3).all()
+
+
+def test_attack_caption_says_what_the_checks_found(drawn):
+    table, record = shown(drawn, "invariance_attacks")
+    baseline, mixed, pure, fisher = record["caption"].split("At strength 0.03: ")[1].split("PGD leaves")[1:]
+    assert "no sign of masked gradients" in baseline and "no sign of masked gradients" in fisher
+    assert "the margin beats the cross entropy (by" in mixed and "3 of 3 seeds" in mixed
+    assert "the margin beats the cross entropy (by" in pure and "no sign" not in pure
+    signs = table[table["quantity"] == "sign of masked gradients"]
+    assert signs.groupby("role")["seed"].nunique().eq(3).all() and set(table["series"].dropna()) >= {"PGD", "FGSM"}
+
+
+def test_convergence_leaves_out_what_was_not_measured(drawn):
+    table, record = shown(drawn, "invariance_convergence")
+    groups = table.groupby("role")["groups"].unique().map(sorted).to_dict()
+    assert groups.pop("baseline") == ["views of an image"]
+    assert all(found == ["images of a class", "views of an image"] for found in groups.values())
+    assert any(isinstance(v, dict) and v.get("beta") == 0.9 for v in record["options"].values())
+
+
+def test_cka_is_shown_as_it_is(drawn):
+    table = shown(drawn, "invariance_cka")[0]
+    assert len(table) == 4 * 3 * 10
+    lowest = table.query("role == 'pure' and layer == 'conv9' and kind == 'minibatch'")["mean"].iloc[0]
+    assert lowest == pytest.approx(-0.07, abs=0.03)
+
+
+def test_embedding_shows_the_first_seed(drawn):
+    table, record = shown(drawn, "invariance_tsne")
+    assert table["seed"].unique().tolist() == [0] and record["seeds"] == [0]
+    spreads = {(row["label"], row["kind"]): row["spread"] for row in record["options"]["spreads"]}
+    assert len(spreads) == 8 and all(0 < value < 1 for value in spreads.values())
 
 
 def test_score_csv_pools_for_the_box_and_keeps_seeds_apart(drawn):
@@ -182,14 +397,14 @@ def test_time_ratio_is_taken_within_a_repetition(drawn):
 
 
 def test_published_median_is_marked_only_on_the_paper_s_data(monkeypatch, tmp_path):
-    point_to(tmp_path, monkeypatch, profile="quick", seeds=(0,))
-    point_to(tmp_path, monkeypatch, profile="paper", seeds=(0,), title="CIFAR-10")
+    point_to(tmp_path, monkeypatch, profile="quick", seeds=(0,), figures=DAI)
+    point_to(tmp_path, monkeypatch, profile="paper", seeds=(0,), figures=DAI, title="CIFAR-10")
     marks = {profile: len(draw("dai_score", profile)["fig"].axes[0].collections) for profile in ("quick", "paper")}
     assert marks == dict(quick=0, paper=1)
 
 
 def test_missing_run_and_missing_table_are_named(monkeypatch, tmp_path):
-    point_to(tmp_path, monkeypatch, seeds=(0,))
+    point_to(tmp_path, monkeypatch, seeds=(0,), figures=DAI)
     (tmp_path / "runs/quick/allcnn_dai-s0/score.parquet").unlink()
     with pytest.raises(FileNotFoundError, match="score.parquet.*measure"):
         draw("dai_score", "quick")
@@ -202,7 +417,7 @@ def test_missing_run_and_missing_table_are_named(monkeypatch, tmp_path):
 
 
 def test_an_unfinished_run_is_not_drawn(monkeypatch, tmp_path):
-    figures = point_to(tmp_path, monkeypatch, seeds=(0,))
+    figures = point_to(tmp_path, monkeypatch, seeds=(0,), figures=DAI)
     (tmp_path / "runs/quick/allcnn_dai-s0/result.json").unlink()
     with pytest.raises(FileNotFoundError, match="has not finished"):
         draw("dai_accuracy", "quick")
@@ -210,7 +425,7 @@ def test_an_unfinished_run_is_not_drawn(monkeypatch, tmp_path):
 
 
 def test_save_figure_refuses_a_caption_without_profile(monkeypatch, tmp_path):
-    point_to(tmp_path, monkeypatch, seeds=(0,))
+    point_to(tmp_path, monkeypatch, seeds=(0,), figures=DAI)
     fig = plots.score_boxes(table := pd.DataFrame(dict(layer="input", score=[0.1, 0.2])))
     with pytest.raises(ValueError, match="caption"):
         plots.save_figure(fig, "x", "quick", table, "some figure", figure_runs("quick", "dai_time"))
@@ -237,7 +452,7 @@ print({kind: hashlib.sha256(path.read_bytes()).hexdigest() for kind, path in pat
 
 
 def test_files_are_the_same_bytes_in_another_process(monkeypatch, tmp_path):
-    point_to(tmp_path, monkeypatch, seeds=(0,))
+    point_to(tmp_path, monkeypatch, seeds=(0,), figures=DAI)
     found = []
     for hash_seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": hash_seed}
@@ -256,7 +471,7 @@ def test_no_temporary_file_is_left(drawn):
 @pytest.mark.slow
 def test_papermill_draws_and_refuses_a_misspelt_parameter(monkeypatch, tmp_path):
     papermill = pytest.importorskip("papermill")
-    figures = point_to(tmp_path, monkeypatch, seeds=(0,))
+    figures = point_to(tmp_path, monkeypatch, seeds=(0,), figures=DAI)
     source = str(NOTEBOOKS / "dai_time.ipynb")
     papermill.execute_notebook(source, None, dict(profile="quick"), kernel_name="python3", progress_bar=False)
     assert (figures / "quick" / "dai_time.png").exists()
