@@ -100,7 +100,7 @@ def _dense_ids(ids, n, name):
     dense = F.pad((ordered[1:] != ordered[:-1]).long().cumsum(0), (1, 0))
     return torch.empty_like(order).index_copy_(0, order, dense), len(ids)
 
-# %% ../nbs/30_invariance.ipynb #f8859f78
+# %% ../nbs/30_invariance.ipynb #55582609
 METRICS = {"msd": _PairRatio.apply, "per_unit": unit_ratio, "fisher": fisher}
 
 
@@ -113,6 +113,9 @@ def _check_options(metric, pairs, reference):
     _check_choice("metric", metric, METRICS)
     _check_choice("pairs", pairs, ("distinct", "all"))
     _check_choice("reference", reference, ("all", "same_class"))
+    if metric == "fisher" and (pairs, reference) != ("distinct", "all"):
+        given = f"pairs={pairs!r}, reference={reference!r}"
+        raise ValueError(f"{given} have no meaning for metric='fisher', which counts no pairs: leave both out")
 
 # %% ../nbs/30_invariance.ipynb #1291a0cf
 def _check_ids(ids, name, features):
@@ -127,20 +130,9 @@ def _check_pairs(ids, n, synced, message):
     if n >= len(ids) and synced and not torch.compiler.is_compiling() and torch.bincount(ids).max() < 2:
         raise ValueError(message)
 
-# %% ../nbs/30_invariance.ipynb #37bfad03
-def invariance_loss(
-    features: torch.Tensor,  # (B, ...), any floating dtype and memory format
-    groups: torch.Tensor,  # (B,) integers: image ids, or class labels
-    *,
-    metric: str = "msd",  # msd (mean squared difference), per_unit or fisher
-    pairs: str = "distinct",  # distinct (i < j), or all: rows are paired with themselves too
-    reference: str = "all",  # the denominator: all pairs of the batch, or those of the same_class
-    labels: torch.Tensor | None = None,  # (B,) integers, for reference="same_class"
-    n_groups: int | None = None,  # groups are 0..n_groups-1: nothing waits for the device, fit for CUDA graphs
-    n_labels: int | None = None,  # likewise for labels
-) -> torch.Tensor:  # scalar, float32 (float64 for float64); 0 = invariant, about 1 = chance
-    "Mean distance inside the groups over mean distance in the reference; 0 with zero gradient if the reference is one point."
-    _check_options(metric, pairs, reference)
+# %% ../nbs/30_invariance.ipynb #df5ab5f3
+def _group_loss(features, groups, metric, pairs, reference, labels=None, n_groups=None, n_labels=None):
+    "As `invariance_loss`; but one group alone, as a batch of a single class, is no error: its loss is 1 without gradient."
     if not features.is_floating_point() or features.ndim < 1 or len(features) < 2 or features[0].numel() == 0:
         raise ValueError(f"features: {features.dtype} {tuple(features.shape)}; expected floats (B, ...) with B >= 2")
     _check_ids(groups, "groups", features)
@@ -160,6 +152,31 @@ def invariance_loss(
         classes, n_classes = _dense_ids(labels, n_labels, "n_labels")
         _check_pairs(classes, n_classes, on_cpu or n_labels is None, "labels: no two rows share a class")
     return METRICS[metric](_unit_rows(features), ids, n, classes, n_classes, int(pairs == "distinct"))
+
+# %% ../nbs/30_invariance.ipynb #79923f73
+def invariance_loss(
+    features: torch.Tensor,  # (B, ...), any floating dtype and memory format
+    groups: torch.Tensor,  # (B,) integers: image ids, or class labels
+    *,
+    metric: str = "msd",  # msd (mean squared difference), per_unit or fisher
+    pairs: str = "distinct",  # distinct (i < j), or all: rows are paired with themselves too
+    reference: str = "all",  # the denominator: all pairs of the batch, or those of the same_class
+    labels: torch.Tensor | None = None,  # (B,) integers, for reference="same_class"
+    n_groups: int | None = None,  # groups are 0..n_groups-1: nothing waits for the device, fit for CUDA graphs
+    n_labels: int | None = None,  # likewise for labels
+) -> (
+    torch.Tensor
+):  # scalar, float32 (float64 for float64); 0 = invariant; chance is about 1 (fisher: 1 - max(D, G - 1) / (B - 1))
+    "Mean distance inside the groups over mean distance in the reference; 0 with zero gradient if the reference is one point."
+    _check_options(metric, pairs, reference)
+    if (
+        groups.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and len(groups)
+        and (groups == groups[0]).all()
+    ):
+        raise ValueError("groups: all rows share one group, inside which is everywhere; give two groups or more")
+    return _group_loss(features, groups, metric, pairs, reference, labels, n_groups, n_labels)
 
 # %% ../nbs/30_invariance.ipynb #296c2520
 def layer_weights(
@@ -212,7 +229,7 @@ def _check_labels(labels, logits):
         if low < 0 or high >= logits.shape[1]:
             raise ValueError(f"labels run from {low} to {high}: expected 0..{logits.shape[1] - 1}, one per logit")
 
-# %% ../nbs/30_invariance.ipynb #0fd16349
+# %% ../nbs/30_invariance.ipynb #3d6bf448
 @dataclass(frozen=True)
 class _Groups:
     "The rows of a batch by image and by class, and which weight each kind carries at present."
@@ -231,13 +248,13 @@ def _layer_losses(features, share, kinds, measured, options, pool):
         carries = g.active and share > 0
         if g.n is None or not (carries or measured):
             continue
-        loss = invariance_loss(features if carries else features.detach(), g.ids, n_groups=g.n, **options)
+        loss = _group_loss(features if carries else features.detach(), g.ids, n_groups=g.n, **options)
         losses[kind] = loss.detach()
         if carries:
             total = g.weight * share * loss if total is None else total + g.weight * share * loss
     return total, losses
 
-# %% ../nbs/30_invariance.ipynb #7876020f
+# %% ../nbs/30_invariance.ipynb #5ae1d2c7
 def _check_weights(o):
     "Raises a ValueError for weights or layers that make no objective."
     end = o.beta if o.beta_end is None else o.beta_end
@@ -249,15 +266,13 @@ def _check_weights(o):
     if not 0 <= end <= o.alpha + o.beta + 1e-9:
         raise ValueError(f"beta_end={end}: expected a weight from 0 to alpha + beta = {o.alpha + o.beta:g}")
     _check_options(o.metric, o.pairs, o.reference)
-    if o.metric == "fisher" and o.reference != "all":
-        raise ValueError("reference='same_class' has no meaning for metric='fisher': use reference='all'")
     for name, layers in (("layers", o.layers), ("only", o.only)):
         if isinstance(layers, str) or len(set(layers)) < len(layers):
             raise ValueError(f"{name}={layers!r}: expected a sequence of names, each of them once")
     if unknown := [layer for layer in o.only if layer not in o.layers]:
         raise ValueError(f"only: layer {unknown[0]!r} is not among the layers: {', '.join(o.layers)}")
 
-# %% ../nbs/30_invariance.ipynb #152ff295
+# %% ../nbs/30_invariance.ipynb #a3746616
 @dataclass(frozen=True)
 class ObjectiveWeights:
     "What counts in the objective, at which layer, and when."
@@ -270,7 +285,7 @@ class ObjectiveWeights:
     only: Sequence[str] = ()  # layers that carry weight; empty: all, but for the last with exclude_last
     weights_ratio: float = 10.0  # last weighted layer over first
     weights: str = "exponential"  # exponential, linear or uniform
-    exclude_last: bool = True  # the last layer gets weight 0
+    exclude_last: bool = True  # the last layer gets weight 0, unless `only` names it
     metric: str = "msd"  # msd, per_unit or fisher
     pool: bool = False  # features are the spatial means of feature maps
     pairs: str = "distinct"  # distinct or all

@@ -298,14 +298,14 @@ def _check_network(name: str, n_classes: int, width: float, in_size: int, depth:
     if depth and name in _ALLCNN:
         raise ValueError(f"depth={depth}: the layers of {name} are fixed; leave depth at 0, or choose wrn or densenet")
 
-# %% ../nbs/20_models.ipynb #bdff8de1
+# %% ../nbs/20_models.ipynb #7760978c
 def build_model(
     name: str,  # one of MODELS
     n_classes: int,
     width: float = 1.0,  # factor on the number of channels
     in_size: int = 32,  # height and width of the images, in pixels
     *,
-    linear_top: bool = False,  # All-CNN's last convolution without batch normalisation and ReLU; no effect on others
+    linear_top: bool = False,  # All-CNN's last convolution without batch normalisation and ReLU
     depth: int = 0,  # of wrn and densenet, 6 n + 4; 0: the published one
 ) -> (
     nn.Module
@@ -314,6 +314,8 @@ def build_model(
     _check_network(name, n_classes, width, in_size, depth)
     if name in _ALLCNN:
         return AllCNN(n_classes, width, in_size, plan=name, linear_top=linear_top)
+    if linear_top:
+        raise ValueError(f"linear_top: {name} ends in a linear classifier already; it is an option of All-CNN")
     network, published = _DEEP[name]
     return network(n_classes, width, in_size, depth or published)
 

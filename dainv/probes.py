@@ -231,17 +231,6 @@ def _check_training(labels: torch.Tensor, n_classes: int, layer: str | None = No
         where = "" if layer is None else f" (layer {layer!r})"
         raise ValueError(f"no training item of class {', '.join(map(str, empty[:10]))}{where}: every class needs one")
 
-# %% ../nbs/54_probes.ipynb #acb63887
-def _check_choice(strengths: Sequence[float], held_out: float) -> None:
-    "Raises a ValueError for strengths that cannot be fitted, or not be chosen between."
-    if not len(strengths) or not all(0 < strength < float("inf") for strength in strengths):
-        raise ValueError(f"strengths={list(strengths)}: one or more positive numbers are needed")
-    if not 0 <= held_out < 1 or (held_out == 0 and len(strengths) > 1):
-        raise ValueError(
-            f"held_out={held_out}: the held-out part of the training set is above 0 and below 1 "
-            "(0 only with a single strength, when there is nothing to choose)"
-        )
-
 # %% ../nbs/54_probes.ipynb #8c5e2ed7
 def _fit(path: Callable, features, labels, n_classes, strengths, held_out, seed, layer) -> _Probe:
     "The probe of the best strength, fitted on all items."

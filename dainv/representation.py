@@ -124,7 +124,7 @@ def rdm(
     upper = gram.float().triu_(1)
     return upper + upper.T
 
-# %% ../nbs/52_representation.ipynb #f5b6852b
+# %% ../nbs/52_representation.ipynb #1ad7604f
 def balanced_order(
     labels: torch.Tensor,  # (N,) integers from 0
     per_class: int = 100,  # images of each class
@@ -135,7 +135,11 @@ def balanced_order(
     "Indices of a random draw of every class, class by class; a ValueError names a class with too few images."
     if not labels.numel() or per_class < 1:
         raise ValueError(f"{labels.numel()} labels, per_class={per_class}: at least one of both is needed")
+    if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels: {labels.dtype} {tuple(labels.shape)}; expected integers (N,)")
     labels, n = labels.cpu(), len(classes) if classes is not None else int(labels.max()) + 1
+    if labels.min() < 0 or labels.max() >= n:
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}: expected 0..{n - 1}")
     counts = torch.bincount(labels, minlength=n)
     if counts.min() < per_class:
         rare = int(counts.argmin())

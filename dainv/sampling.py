@@ -28,7 +28,7 @@ def _permutation(n: int, *key: int) -> torch.Tensor:
         mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
     return torch.randperm(n, generator=torch.Generator().manual_seed(mixed))
 
-# %% ../nbs/16_sampling.ipynb #a0bb28ec
+# %% ../nbs/16_sampling.ipynb #fc2d2d71
 def _class_members(labels: torch.Tensor, wanted: int) -> list[torch.Tensor]:
     "The indices of the images of each class; a ValueError when a class has too few for a batch of `wanted` images."
     labels = labels.cpu()
@@ -36,14 +36,29 @@ def _class_members(labels: torch.Tensor, wanted: int) -> list[torch.Tensor]:
     if len(classes) < 2:
         raise ValueError(f"labels: only class {classes.tolist()} is there; balanced batches need two classes or more")
     members = [(labels == c).nonzero().flatten() for c in classes]
-    per_batch = -(-wanted // len(classes))
+    n = len(classes)
+    per_batch = wanted // n if wanted % n == 0 else (wanted - 2) // n + 2  # the most that consecutive turns can give
     for c, found in zip(classes.tolist(), members, strict=True):
         if len(found) < max(2, per_batch):
             raise ValueError(
-                f"class {c} has {len(found)} images, a balanced batch takes {per_batch} of each of {len(classes)} "
+                f"class {c} has {len(found)} images, a balanced batch takes up to {per_batch} of each of {len(classes)} "
                 "classes, and two at least: lower batch_size or leave the class out"
             )
     return members
+
+# %% ../nbs/16_sampling.ipynb #ca40150a
+def _check_sizes(n_images, batch_size, views, labels):
+    "Raises a ValueError for sizes that make no batch."
+    if views < 1:
+        raise ValueError(f"views={views}: an image needs at least one view")
+    if batch_size < 1 or batch_size % views:
+        raise ValueError(f"batch_size={batch_size} is not divisible by views={views}: choose B = K * M")
+    if n_images < batch_size // views:
+        raise ValueError(
+            f"a batch of {batch_size} in {views} views holds {batch_size // views} images, the data only {n_images}: lower batch_size"
+        )
+    if labels is not None and labels.shape != (n_images,):
+        raise ValueError(f"labels of shape {tuple(labels.shape)}: expected ({n_images},), one class per image")
 
 # %% ../nbs/16_sampling.ipynb #4b77b09f
 class _Order:
@@ -72,7 +87,7 @@ class _Order:
             images[here] = self._pass(number)[places[here] % self.length]
         return images, passes
 
-# %% ../nbs/16_sampling.ipynb #a6d371dd
+# %% ../nbs/16_sampling.ipynb #4ff043df
 class ViewSampler:
     "Batches of K images x M views; `sampler[step]` is the batch of any step."
 
@@ -84,18 +99,12 @@ class ViewSampler:
         seed: int = 0,
         true_epochs: bool = False,  # an epoch shows every image (N/K steps) instead of lasting N/B steps
         *,
-        labels: torch.Tensor | None = None,  # (N,) classes; with them every batch holds all classes equally often
+        labels: torch.Tensor
+        | None = None,  # (N,) classes; with them the classes take turns: equally often in a batch if their number divides K, else nearly
     ):
-        if views < 1:
-            raise ValueError(f"views={views}: an image needs at least one view")
-        if batch_size < 1 or batch_size % views:
-            raise ValueError(f"batch_size={batch_size} is not divisible by views={views}: choose B = K * M")
+        _check_sizes(n_images, batch_size, views, labels)
         self.batch_size, self.views, self.seed = batch_size, views, seed
         self.images_per_batch = batch_size // views
-        if n_images < self.images_per_batch:
-            raise ValueError(
-                f"a batch of {batch_size} in {views} views holds {self.images_per_batch} images, the data only {n_images}: lower batch_size"
-            )
         self.n_images = n_images
         self.steps_per_epoch = -(-n_images // (self.images_per_batch if true_epochs else batch_size))
         members = [torch.arange(n_images)] if labels is None else _class_members(labels, self.images_per_batch)
@@ -106,6 +115,8 @@ class ViewSampler:
     def _chosen(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         "The K images of a step, and how often each was shown before."
         turns, n_classes = step * self.images_per_batch + torch.arange(self.images_per_batch), len(self._orders)
+        if n_classes == 1:
+            return self._orders[0].take(turns)
         rounds, places = turns // n_classes, turns % n_classes
         taking_turns = {r: _permutation(n_classes, self.seed, 3, r) for r in rounds.unique().tolist()}
         classes = torch.stack([taking_turns[r] for r in rounds.tolist()])[torch.arange(len(turns)), places]

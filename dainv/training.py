@@ -7,7 +7,7 @@ __all__ = ['SCHEDULES', 'PROFILES', 'PRECISIONS', 'TrainParams', 'learning_rate'
            'trainer_state', 'load_trainer_state', 'predict', 'top_k_accuracy', 'test_metrics', 'train', 'load_model',
            'load_run_data', 'time_steps']
 
-# %% ../nbs/40_training.ipynb #e1c93c45
+# %% ../nbs/40_training.ipynb #3e0f5479
 import hashlib
 import json
 import math
@@ -27,12 +27,12 @@ from tqdm import tqdm
 from .augment import SCHEMES, draw_views, scheme, transform
 from .collapse import effective_rank, pc1_share
 from .data import ImageData, load_data
-from .invariance import InvarianceObjective, pooled
+from .invariance import METRICS, InvarianceObjective, pooled
 from .models import build_model, evaluating, record
 from .runs import Run, atomic_write, locked, params_from_command_line, provenance, write_table
 from .sampling import ViewSampler
 
-# %% ../nbs/40_training.ipynb #6940dc06
+# %% ../nbs/40_training.ipynb #4dcd4c81
 @dataclass(frozen=True)
 class TrainParams:
     "The parameters of a training run."
@@ -55,14 +55,14 @@ class TrainParams:
     layers: list[str] = field(default_factory=list)  # that carry the invariance losses; empty: all
     weights: str = "exponential"  # of the layers: exponential, linear or uniform
     weights_ratio: float = 10.0  # weight of the last layer over that of the first
-    exclude_last: bool = True  # leave the class layer out of the invariance losses
+    exclude_last: bool = True  # leave the class layer out of the invariance losses, unless layers names it
     metric: str = "msd"  # mean squared difference; or per_unit, fisher
     pool: bool = False  # compare spatial means of feature maps, not maps
     pairs: str = "distinct"  # distinct: without self-pairs, as the authors ran it; all: as printed
     reference: str = "all"  # denominator over all pairs of the batch, or same_class
     views: int = 8  # M, augmented views of each image in a batch
     batch_size: int = 128  # B, that is K images in M views
-    balanced: bool = False  # every batch holds all classes equally often
+    balanced: bool = False  # classes take turns in the batches, equally often if their number divides K
     scheme: str = "heavier"  # augmentation
     law: str = "normal"  # of its parameters: normal (truncated), uniform or extremes
     interpolation: str = "bilinear"  # or nearest
@@ -95,7 +95,7 @@ def learning_rate(
     "The learning rate during an epoch: `lr`, times `lr_decay` for every milestone that lies behind."
     return p.lr * p.lr_decay ** sum(epoch >= round(m * p.epochs) for m in p.milestones)
 
-# %% ../nbs/40_training.ipynb #8cd0249c
+# %% ../nbs/40_training.ipynb #a39579f7
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true")
 
 
@@ -110,6 +110,14 @@ def _rules(p: TrainParams) -> list[tuple[str, bool, str]]:
             f"0 <= beta_end <= alpha + beta = {p.alpha + p.beta:g}, or -1 for a constant beta",
         ),
         ("views", p.views >= 1, "at least 1"),
+        ("metric", p.metric in METRICS, f"one of {', '.join(METRICS)}"),
+        ("pairs", p.pairs in ("distinct", "all"), "distinct or all"),
+        ("reference", p.reference in ("all", "same_class"), "all or same_class"),
+        ("pairs", p.metric != "fisher" or p.pairs == "distinct", "distinct: fisher counts no pairs"),
+        ("reference", p.metric != "fisher" or p.reference == "all", "all: fisher refers to the whole batch"),
+        ("weights", p.weights in ("exponential", "linear", "uniform"), "exponential, linear or uniform"),
+        ("weights_ratio", p.weights_ratio > 0, "above 0"),
+        ("views", p.views > 1 or p.beta_end in (-1, p.beta), "at least 2 when beta_end moves weight to or from alpha"),
         ("views", p.views > 1 or p.alpha == 0, "at least 2 when alpha > 0: invariance compares views of an image"),
         ("batch_size", p.batch_size > 0 and p.batch_size % max(p.views, 1) == 0, f"a multiple of views={p.views}"),
         ("epochs", p.epochs >= 1, "at least 1"),
@@ -221,11 +229,11 @@ class _LiveProbe(nn.Module):
     def forward(self, activation: torch.Tensor) -> torch.Tensor:  # (B, C, H, W) or (B, C) -> (B, n_classes)
         return self.linear(self.norm(pooled(activation.detach()).flatten(1).float()))
 
-# %% ../nbs/40_training.ipynb #071840c3
+# %% ../nbs/40_training.ipynb #6e817952
 def readout_layer(
     p: TrainParams,
     model: nn.Module,
-) -> str | None:
+) -> str | None:  # a name in model.measured
     "The last layer that carries weight, if there is no cross entropy to learn the classes from; else None."
     objective = _objective(p, model)
     return None if objective.cross_entropy_weight else [layer for layer, s in objective.shares.items() if s > 0][-1]

@@ -68,7 +68,7 @@ def test_impossible_sizes_are_named(arguments, message):
 
 
 @given(
-    counts=st.lists(st.integers(6, 30), min_size=2, max_size=5),
+    counts=st.lists(st.integers(8, 30), min_size=2, max_size=5),
     images=st.integers(1, 12),
     views=st.integers(1, 3),
     seed=st.integers(0, 3),
@@ -98,3 +98,5 @@ def test_balanced_batches_refuse():
         ViewSampler(10, 4, 2, labels=torch.zeros(10, dtype=torch.long))
     with pytest.raises(ValueError, match="class 1 has 1 images"):
         ViewSampler(10, 4, 2, labels=torch.tensor([0] * 9 + [1]))
+    with pytest.raises(ValueError, match="one class per image"):
+        ViewSampler(10, 4, 2, labels=torch.arange(8) % 2)
