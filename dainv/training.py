@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from .augment import SCHEMES, draw_views, scheme, transform
 from .collapse import effective_rank, pc1_share
-from .data import ImageData, load_data
+from .data import ImageData, load_data, restricted
 from .invariance import METRICS, InvarianceObjective, pooled
 from .models import build_model, evaluating, record
 from .runs import Run, atomic_write, locked, params_from_command_line, provenance, write_table
@@ -166,18 +166,23 @@ def _auto_name(p: TrainParams) -> str:
     return f"{p.model}-{p.dataset}-{weights}-M{p.views}-s{p.seed}-{digest}"
 
 # %% ../nbs/40_training.ipynb #0651b682
-def _load_data(p: TrainParams) -> ImageData:
-    "The data that the parameters ask for."
-    options = dict(train_size=p.train_size, test_size=p.test_size, classes=p.classes or None, title=p.data_title)
-    return load_data(p.dataset, p.data_root or None, **options)
+def _load_data(p: TrainParams, loaded: ImageData | None = None) -> ImageData:
+    "The data that the parameters ask for, from the whole source if that is in memory already."
+    options = dict(train_size=p.train_size, test_size=p.test_size, classes=p.classes or None)
+    if loaded is not None:
+        return restricted(loaded, **options)
+    return load_data(p.dataset, p.data_root or None, title=p.data_title, **options)
 
 # %% ../nbs/40_training.ipynb #206ddb38
-def resolve(p: TrainParams) -> tuple[TrainParams, ImageData]:
+def resolve(
+    p: TrainParams,
+    loaded: ImageData | None = None,  # the whole source, if it is in memory already
+) -> tuple[TrainParams, ImageData]:
     "The parameters with every choice made, and the data; a ValueError names a parameter outside its range."
     if p.profile not in ("auto", *PROFILES):
         raise ValueError(f"parameter profile={p.profile!r}: expected auto, {' or '.join(PROFILES)}")
     _check(_filled(p, "quick"))
-    data = _load_data(p)
+    data = _load_data(p, loaded)
     profile = _profile(p, data)
     p = replace(_filled(p, profile), profile=profile, dataset=data.name)
     return replace(p, name=p.name or _auto_name(p)), data
@@ -609,9 +614,10 @@ def _finish(trainer: Trainer, run: Run, rows: list[dict]) -> None:
 # %% ../nbs/40_training.ipynb #7df9fe9c
 def train(
     params: TrainParams,
+    loaded: ImageData | None = None,  # the whole source, if it is in memory already; the parameters choose from it
 ) -> Run:  # finished
     "Trains, resumes or returns the run that the parameters describe."
-    p, data = resolve(params)
+    p, data = resolve(params, loaded)
     run = Run.open(p.name, asdict(p))
     if run.finished:
         print(f"run {run.name} is finished already: {run.folder}")
@@ -635,10 +641,11 @@ def load_model(
 # %% ../nbs/40_training.ipynb #ac4f75c3
 def load_run_data(
     run: Run,  # finished
+    loaded: ImageData | None = None,  # the whole source, if it is in memory already
 ) -> ImageData:
     "The data of a run; a ValueError when they are not those that it was trained on."
     p = TrainParams(**run.params)
-    data = resolve(p)[1]
+    data = resolve(p, loaded)[1]
     if data.fingerprint != run.result["data"]["fingerprint"]:
         raise ValueError(
             f"run {run.name!r}: the data have changed since (fingerprint {data.fingerprint}); restore them or train anew"
