@@ -153,7 +153,7 @@ def _group_loss(features, groups, metric, pairs, reference, labels=None, n_group
         _check_pairs(classes, n_classes, on_cpu or n_labels is None, "labels: no two rows share a class")
     return METRICS[metric](_unit_rows(features), ids, n, classes, n_classes, int(pairs == "distinct"))
 
-# %% ../nbs/30_invariance.ipynb #79923f73
+# %% ../nbs/30_invariance.ipynb #b7bd72ef
 def invariance_loss(
     features: torch.Tensor,  # (B, ...), any floating dtype and memory format
     groups: torch.Tensor,  # (B,) integers: image ids, or class labels
@@ -169,14 +169,10 @@ def invariance_loss(
 ):  # scalar, float32 (float64 for float64); 0 = invariant; chance is about 1 (fisher: 1 - max(D, G - 1) / (B - 1))
     "Mean distance inside the groups over mean distance in the reference; 0 with zero gradient if the reference is one point."
     _check_options(metric, pairs, reference)
-    if (
-        groups.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and len(groups)
-        and (groups == groups[0]).all()
-    ):
+    loss = _group_loss(features, groups, metric, pairs, reference, labels, n_groups, n_labels)
+    if groups.device.type == "cpu" and not torch.compiler.is_compiling() and (groups == groups[0]).all():
         raise ValueError("groups: all rows share one group, inside which is everywhere; give two groups or more")
-    return _group_loss(features, groups, metric, pairs, reference, labels, n_groups, n_labels)
+    return loss
 
 # %% ../nbs/30_invariance.ipynb #296c2520
 def layer_weights(

@@ -301,6 +301,7 @@ def test_on_a_gpu_nothing_waits_and_a_graph_can_hold_it():
         ({"groups": torch.arange(24)}, "2 views"),
         ({"groups": torch.arange(24), "n_groups": 24}, "2 views"),
         ({"groups": torch.zeros(24)}, "expected integers"),
+        ({"groups": torch.zeros(24).long()}, "share one group"),
         ({"groups": torch.zeros(23).long()}, r"expected integers \(24,\)"),
         ({"n_groups": 5}, "n_groups=5, but the ids run from 0 to 5"),
         ({"features": torch.zeros(1, 4), "groups": torch.zeros(1).long()}, "B >= 2"),
