@@ -217,6 +217,7 @@ def test_the_whole_step_is_one_graph(tiny, change):
 @pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_whole_step_compiles_and_agrees_with_eager(tiny, change, monkeypatch):
+    torch._dynamo.reset()  # every case is a recompilation of the same function, and their number is limited
     whole = torch.compile(training._batch_loss, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(training, "_compiled", lambda p, on_gpu: whole if p.compile == "on" else training._batch_loss)
     p, data = resolve(TrainParams(**{**tiny, **change}))
@@ -256,10 +257,9 @@ def test_the_head_of_a_pure_run_gets_no_gradient_from_the_objective(tiny):
 def test_a_pure_run_resumes_bit_for_bit_its_probe_included(tiny, change, monkeypatch):
     whole = train(TrainParams(**{**tiny, **change}, name="whole"))
     real = training._train_epoch
-    monkeypatch.setattr(training, "_train_epoch", lambda t, e, b: real(t, e, b) if e < 2 else 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(training, "_train_epoch", lambda t, e, b: real(t, e, b) if e < 2 else 1 / 0)
         train(TrainParams(**{**tiny, **change}, name="halves"))
-    monkeypatch.undo()
     halves = train(TrainParams(**{**tiny, **change}, name="halves"))
     assert same(weights(whole), weights(halves))
     timed = ["seconds", "images_per_second"]
@@ -268,10 +268,10 @@ def test_a_pure_run_resumes_bit_for_bit_its_probe_included(tiny, change, monkeyp
         assert whole.log.probe_accuracy.iloc[-1] > 0.6
 
 
-def test_a_nan_feature_names_its_layer_in_any_metric(tiny, monkeypatch):
+def test_a_nan_feature_names_its_layer_in_any_metric(tiny):
     p, data = resolve(TrainParams(**{**tiny, **FISHER}, name="nan"))
     trainer = Trainer(p, data)
-    trainer.bare_model.conv9.conv.weight.data[0] = torch.nan
+    trainer.bare_model.conv9.weight.data[0] = torch.nan
     trainer.set_epoch(0)
     with pytest.raises(FloatingPointError, match="invariance loss of layer conv9 is not finite"):
         training._check_finite(trainer, torch.stack([trainer.step(0)]), 0)
