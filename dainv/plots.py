@@ -613,7 +613,7 @@ def rdm_panels(
     fig.get_layout_engine().set(h_pad=0.1)
     for ax, (title, matrix) in zip(axes.flat, matrices.items(), strict=False):
         _matrix_panel(ax, matrix, labels[title] if isinstance(labels, dict) else labels, classes)
-        ax.set_title(_wrapped(title, 40))
+        ax.set_title(_wrapped(title, 30))
         ax.set_xlabel((notes or {}).get(title, ""), fontsize=8, labelpad=5)
     for ax in axes.flat[len(matrices) :]:
         ax.set_axis_off()
