@@ -101,13 +101,9 @@ def test_a_linear_top_is_a_plain_convolution_with_the_same_weights():
 
 
 @pytest.mark.parametrize("name", ["wrn", "densenet"])
-def test_a_linear_top_changes_nothing_where_the_classifier_is_linear(name):
-    states = []
-    for linear_top in (False, True):
-        torch.manual_seed(0)
-        states.append(build_model(name, 5, width=0.1, depth=10, linear_top=linear_top).state_dict())
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+def test_a_linear_top_is_refused_where_the_classifier_is_linear_anyway(name):
+    with pytest.raises(ValueError, match="option of All-CNN"):
+        build_model(name, 5, width=0.1, depth=10, linear_top=True)
 
 
 def by_hand(norm, x, training):

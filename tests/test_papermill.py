@@ -112,7 +112,7 @@ def test_invariance_instead_of_categorization_from_training_to_the_report(tiny, 
     profile = {
         "common": tiny,
         "seeds": [0],
-        "runs": {"ce": {"alpha": 0.0, "beta": 0.0}, "pure": pure, "fisher": {**pure, **fisher}},
+        "runs": {"ce": {"alpha": 0.0, "linear_top": True}, "pure": pure, "fisher": {**pure, **fisher}},
         "measure": {"ce": everything, **{name: {**everything, "attack_source": "ce"} for name in ("pure", "fisher")}},
         "figures": {
             **{f"invariance_{kind}": models for kind in kinds},
