@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import dainv.training as training
+from dainv import loop
 from dainv.runs import Run
 from dainv.training import Trainer, TrainParams, load_model, load_run_data, predict, resolve, time_steps, train
 
@@ -58,7 +59,7 @@ def test_the_objective_is_what_the_log_says(tiny):
 
 def test_a_finished_run_is_not_trained_again(tiny, monkeypatch, capsys):
     first = train(TrainParams(**tiny, name="run"))
-    monkeypatch.setattr(training, "_train_epoch", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(loop, "train_epoch", lambda *_: pytest.fail("trained again"))
     assert train(TrainParams(**tiny, name="run")).folder == first.folder
     assert "finished already" in capsys.readouterr().out
 
@@ -83,9 +84,9 @@ def test_killed_again_and_again_ends_in_the_same_weights(tiny, undisturbed):
 
 
 def test_killed_between_checkpoints_and_with_a_truncated_last_one(tiny, undisturbed, monkeypatch):
-    real = training._train_epoch
+    real = loop.train_epoch
     monkeypatch.setattr(
-        training, "_train_epoch", lambda t, e, b: real(t, e, b) if e < 2 else os.kill(os.getpid(), signal.SIGKILL)
+        loop, "train_epoch", lambda t, e, b: real(t, e, b) if e < 2 else os.kill(os.getpid(), signal.SIGKILL)
     )
     child = os.fork()
     if child == 0:
@@ -153,6 +154,8 @@ def test_a_diverging_run_stops(tiny):
         ({"metric": "fisher", "reference": "same_class"}, "fisher refers to the whole batch"),
         ({"balanced": True, "batch_size": 512}, "holds 128 images"),
         ({"classes": ["left"]}, "two classes"),
+        ({"beta": 0.5, "train_size": 2}, "class 'left' has 1 training image(s), but beta=0.5 compares"),
+        ({"alpha": 0.1, "beta_end": 0.1, "train_size": 2}, "has 1 training image(s)"),
         ({"views": 1}, "views=1: expected at least 2 when alpha > 0"),
         ({"views": 3}, "batch_size=16: expected a multiple of views=3"),
         ({"views": 0, "alpha": 0.0}, "views=0"),
@@ -219,7 +222,7 @@ def test_the_whole_step_is_one_graph(tiny, change):
 def test_the_whole_step_compiles_and_agrees_with_eager(tiny, change, monkeypatch):
     torch._dynamo.reset()  # every case is a recompilation of the same function, and their number is limited
     whole = torch.compile(training._batch_loss, backend="aot_eager", fullgraph=True)
-    monkeypatch.setattr(training, "_compiled", lambda p, on_gpu: whole if p.compile == "on" else training._batch_loss)
+    monkeypatch.setattr(training, "_compiled", lambda p, gpu: whole if p.compile == "on" else training._batch_loss)
     p, data = resolve(TrainParams(**{**tiny, **change}))
     eager, compiled = Trainer(p, data), Trainer(replace(p, compile="on"), data)
     for trainer in (eager, compiled):
@@ -256,9 +259,9 @@ def test_the_head_of_a_pure_run_gets_no_gradient_from_the_objective(tiny):
 @pytest.mark.parametrize("change", [FISHER, {**PURE, "beta": 0.0, "beta_end": 0.1}])
 def test_a_pure_run_resumes_bit_for_bit_its_probe_included(tiny, change, monkeypatch):
     whole = train(TrainParams(**{**tiny, **change}, name="whole"))
-    real = training._train_epoch
+    real = loop.train_epoch
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(training, "_train_epoch", lambda t, e, b: real(t, e, b) if e < 2 else 1 / 0)
+        patch.setattr(loop, "train_epoch", lambda t, e, b: real(t, e, b) if e < 2 else 1 / 0)
         train(TrainParams(**{**tiny, **change}, name="halves"))
     halves = train(TrainParams(**{**tiny, **change}, name="halves"))
     assert same(weights(whole), weights(halves))
@@ -273,7 +276,7 @@ def test_a_nan_feature_names_its_layer_in_any_metric(tiny):
     trainer.bare_model.conv9.weight.data[0] = torch.nan
     trainer.set_epoch(0)
     with pytest.raises(FloatingPointError, match="invariance loss of layer conv9 is not finite"):
-        training._check_finite(trainer, torch.stack([trainer.step(0)]), 0)
+        loop.check_finite(trainer, torch.stack([trainer.step(0)]), 0)
 
 
 def test_a_run_gives_back_its_network_and_its_data(tiny, folders):
