@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['project_root', 'data_folder', 'runs_folder', 'figures_folder', 'atomic_write', 'write_json', 'write_table',
            'check_params', 'read_params', 'provenance', 'save_checkpoint', 'load_checkpoint', 'Run', 'locked',
-           'load_runs', 'experiments', 'profile_of', 'run_seeds', 'profile_runs', 'run_mismatch', 'FigureRun',
-           'run_label', 'figure_runs', 'params_from_command_line']
+           'load_runs', 'experiments', 'profile_of', 'run_group', 'run_seeds', 'profile_runs', 'run_mismatch',
+           'FigureRun', 'run_label', 'figure_runs', 'params_from_command_line']
 
 # %% ../nbs/00_runs.ipynb #81b8a565
 import difflib
@@ -375,28 +375,43 @@ def profile_of(
         raise ValueError(f"profile={name!r} is not in experiments.yaml; known: {', '.join(known)}")
     return known[name]
 
-# %% ../nbs/00_runs.ipynb #fc885103
+# %% ../nbs/00_runs.ipynb #f2cab9cc
+def run_group(
+    section: dict,  # of a profile
+    run: str,  # a name under its `runs`, or under `runs` of its `encoders`
+) -> tuple[str, dict]:
+    "The notebook that trains a run, train or pretrain, and the part of the section that lists it."
+    groups = {"train": section, "pretrain": section.get("encoders", {})}
+    found = [(notebook, group) for notebook, group in groups.items() if run in group.get("runs", {})]
+    if len(found) != 1:
+        listed = [name for group in groups.values() for name in group.get("runs", {})]
+        problem = "is listed twice" if found else f"is not listed among the runs: {', '.join(listed)}"
+        raise ValueError(f"run {run!r} {problem}")
+    return found[0]
+
+# %% ../nbs/00_runs.ipynb #58992e36
 def run_seeds(
     section: dict,  # of a profile
-    run: str,  # a name under its `runs`
+    run: str,
 ) -> list[int]:
-    "The seeds of a run: its own, or else those of the profile."
-    if run not in section["runs"]:
-        raise ValueError(f"run {run!r} is not listed among the runs: {', '.join(section['runs'])}")
-    return section["runs"][run].get("seeds", section["seeds"])
+    "The seeds of a run: its own, or else those of its group, or of the profile."
+    _, group = run_group(section, run)
+    return group["runs"][run].get("seeds", group.get("seeds", section.get("seeds")))
 
-# %% ../nbs/00_runs.ipynb #2627532d
+# %% ../nbs/00_runs.ipynb #8cda0afd
 def profile_runs(
     profile: str,  # quick, small, paper
 ) -> dict[str, dict]:
     "Name -> parameters of every run of a profile, one per seed: `quick/allcnn_dai-s0`."
-    section = profile_of(profile)
-    common = section.get("common", {})
-    return {
-        f"{profile}/{run}-s{seed}": {k: v for k, v in {**common, **params, "seed": seed}.items() if k != "seeds"}
-        for run, params in section["runs"].items()
-        for seed in run_seeds(section, run)
-    }
+    section, found = profile_of(profile), {}
+    for run in [*section.get("runs", {}), *section.get("encoders", {}).get("runs", {})]:
+        _, group = run_group(section, run)
+        for seed in run_seeds(section, run):
+            asked = {**group.get("common", {}), **group["runs"][run], "seed": seed}
+            if asked.get("start"):
+                asked["start"] = f"{profile}/{asked['start']}-s{seed}"
+            found[f"{profile}/{run}-s{seed}"] = {k: v for k, v in asked.items() if k != "seeds"}
+    return found
 
 # %% ../nbs/00_runs.ipynb #49f961cc
 def run_mismatch(
@@ -423,11 +438,14 @@ class FigureRun:
     label: str
     seed: int
 
-# %% ../nbs/00_runs.ipynb #1b7a418a
+# %% ../nbs/00_runs.ipynb #c9ca33de
 def run_label(
     params: dict,  # parameters of a run
 ) -> str:
-    "What a legend calls the run, by its objective: `baseline, M = 8` or `DAI, M = 8, alpha = 0.1`."
+    "What a legend calls the run, by its objective: `baseline, M = 8`, `DAI, M = 8, alpha = 0.1`, `twin, λ = 1`."
+    if "penalty_weight" in params:
+        weight = params["penalty_weight"]
+        return f"{params['penalty']}, λ = {weight:g}" if weight else "no regularisation"
     views, alpha, beta = params.get("views", 8), params.get("alpha", 0.1), params.get("beta", 0.0)
     metric = params.get("metric", "msd")
     how = "" if metric == "msd" else f", {metric.replace('_', ' ')}"
