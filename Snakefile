@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 
-from dainv.runs import Run, figures_folder, profile_of, profile_runs, project_root, run_mismatch, run_seeds, runs_folder
+from dainv.runs import figures_folder, profile_of, profile_runs, project_root, run_group, run_mismatch, run_seeds, runs_folder
 
 PROFILE = config.get("profile", "quick")
 SECTION = profile_of(PROFILE)
@@ -24,12 +24,27 @@ def asked_of(run):
     return json.dumps({"name": f"{PROFILE}/{run}", **TRAINED[f"{PROFILE}/{run}"]})
 
 
+def group_of(run):
+    "The notebook that trains a run, and the part of the profile that lists it."
+    return run_group(SECTION, run.rpartition("-s")[0])
+
+
+def started_from(run):
+    "The result of the run that this one goes on from, if there is one."
+    start = TRAINED[f"{PROFILE}/{run}"].get("start")
+    return [f"{RUNS}/{start}/result.json"] if start else []
+
+
 def measured_on(run):
-    "Parameters of the measuring of a run."
+    "Parameters of the measuring of a run; those for all runs of a group are named `common`."
     kind, _, seed = run.rpartition("-s")
-    asked = SECTION.get("measure", {}).get(kind, {})
+    measure = group_of(run)[1].get("measure", {})
+    asked = {**measure.get("common", {}), **measure.get(kind, {})}
     source = {"attack_source": f"{PROFILE}/{asked['attack_source']}-s{seed}"} if "attack_source" in asked else {}
     return {"run": f"{PROFILE}/{run}", **asked, **source}
+
+
+MEASURED_BY = {"train": "measure", "pretrain": "evaluate"}
 
 
 def trained_for(run):
@@ -38,12 +53,22 @@ def trained_for(run):
     return [f"{RUNS}/{name}/result.json" for name in (asked["run"], asked.get("attack_source")) if name]
 
 
+FROM_THE_LOG = (
+    "dai_loss_dynamics",
+    "invariance_convergence",
+    "invclr_samples",
+    "invclr_variance",
+    "invclr_alpha",
+    "invclr_target_error",
+)
+
+
 def runs_of(figure):
     "What a figure needs of each of its runs and seeds: what was measured, or for the losses only the log."
     if figure == "invariance_pairs_matrix":
         return f"{RUNS}/{PROFILE}/pairs.csv"
     names = dict.fromkeys(SECTION["figures"][figure].values())
-    file = "result.json" if figure in ("dai_loss_dynamics", "invariance_convergence") else "measured.json"
+    file = "result.json" if figure in FROM_THE_LOG else "measured.json"
     return [f"{RUNS}/{PROFILE}/{name}-s{seed}/{file}" for name in names for seed in run_seeds(SECTION, name)]
 
 
@@ -73,16 +98,19 @@ rule first_figure:
 
 
 rule train:
+    input:
+        lambda w: started_from(w.run),
     output:
         RUNS + "/" + PROFILE + "/{run}/result.json",
     params:
+        notebook=lambda w: group_of(w.run)[0],
         asked=lambda w: asked_of(w.run),
-        executed=lambda w: f"{RUNS}/{PROFILE}/{w.run}/train.ipynb",
+        executed=lambda w: f"{RUNS}/{PROFILE}/{w.run}/{group_of(w.run)[0]}.ipynb",
     threads: 1
     resources:
         gpu=int(ON_GPU),
     shell:
-        PAPERMILL + NOTEBOOKS + "/train.ipynb {params.executed} -y {params.asked:q} < /dev/null"
+        PAPERMILL + NOTEBOOKS + "/{params.notebook}.ipynb {params.executed} -y {params.asked:q} < /dev/null"
 
 
 rule measure:
@@ -91,15 +119,16 @@ rule measure:
     output:
         RUNS + "/" + PROFILE + "/{run}/measured.json",
     params:
+        notebook=lambda w: MEASURED_BY[group_of(w.run)[0]],
         asked=lambda w: json.dumps(measured_on(w.run)),
-        executed=lambda w: f"{RUNS}/{PROFILE}/{w.run}/measure.ipynb",
+        executed=lambda w: f"{RUNS}/{PROFILE}/{w.run}/{MEASURED_BY[group_of(w.run)[0]]}.ipynb",
     priority: 5
     # Seconds per step are only worth measuring on a machine that does nothing else: all cores are reserved for them.
     threads: lambda w: workflow.cores if "timing_steps" in measured_on(w.run) else 1
     resources:
         gpu=int(ON_GPU),
     shell:
-        PAPERMILL + NOTEBOOKS + "/measure.ipynb {params.executed} -y {params.asked:q} < /dev/null"
+        PAPERMILL + NOTEBOOKS + "/{params.notebook}.ipynb {params.executed} -y {params.asked:q} < /dev/null"
 
 
 rule pairs:

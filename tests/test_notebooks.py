@@ -12,6 +12,7 @@ import papermill
 import pytest
 import yaml
 
+from dainv.pretraining import PretrainParams
 from dainv.training import TrainParams
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,12 +99,13 @@ def test_run_notebooks_are_guarded(notebook):
     assert all(p["help"] for p in parsed.values())
 
 
-def test_the_parameters_cell_is_the_dataclass():
-    cell = next(c for c in cells(ROOT / "nbs/train.ipynb") if "parameters" in c["metadata"].get("tags", []))
+@pytest.mark.parametrize(("notebook", "kind"), [("train", TrainParams), ("pretrain", PretrainParams)])
+def test_the_parameters_cell_is_the_dataclass(notebook, kind):
+    cell = next(c for c in cells(ROOT / f"nbs/{notebook}.ipynb") if "parameters" in c["metadata"].get("tags", []))
     namespace = {}
     exec(source(cell), namespace)
     defaults = {k: v for k, v in namespace.items() if k not in ("__builtins__", "__annotations__")}
-    assert TrainParams(**defaults) == TrainParams() and list(defaults) == list(TrainParams.__dataclass_fields__)
+    assert kind(**defaults) == kind() and list(defaults) == list(kind.__dataclass_fields__)
 
 
 def test_the_environment_of_conda_is_that_of_pip():
