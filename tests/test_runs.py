@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from dainv.runs import (
     Run,
@@ -25,6 +26,8 @@ from dainv.runs import (
     profile_runs,
     provenance,
     read_params,
+    run_group,
+    run_label,
     run_mismatch,
     write_json,
     write_table,
@@ -168,21 +171,33 @@ def test_the_table_of_runs_has_unfinished_ones_too(folders):
     assert table.test_accuracy["done"] == 0.5
 
 
+def parts_of(profile):
+    "The lists of networks and of encoders of a profile."
+    section = profile_of(profile)
+    return [part for part in (section, section.get("encoders")) if part]
+
+
 def test_experiments_name_every_run_that_a_figure_needs():
     for profile in experiments():
-        section = profile_of(profile)
-        for figure, roles in section["figures"].items():
+        listed = {name for part in parts_of(profile) for name in part.get("runs", {})}
+        for figure, roles in profile_of(profile)["figures"].items():
             assert (Path(__file__).parents[1] / "nbs" / "figures" / f"{figure}.ipynb").exists()
-            assert set(roles.values()) <= set(section["runs"]), figure
-        assert set(section.get("measure", {})) <= set(section["runs"])
+            assert set(roles.values()) <= listed, figure
+        for part in parts_of(profile):
+            assert set(part.get("measure", {})) - {"common"} <= set(part.get("runs", {}))
 
 
 def test_experiments_use_known_parameters():
+    from dainv.pretraining import PretrainParams
     from dainv.training import TrainParams
 
+    kinds = dict(train=TrainParams, pretrain=PretrainParams)
     for profile in experiments():
-        for name, params in profile_runs(profile).items():
-            assert check_params(TrainParams, params).seed == int(name.rpartition("-s")[2])
+        section, runs = profile_of(profile), profile_runs(profile)
+        for name, params in runs.items():
+            run, _, seed = name.split("/")[1].rpartition("-s")
+            assert check_params(kinds[run_group(section, run)[0]], params).seed == int(seed)
+            assert params.get("start", name) in runs, "what it goes on from has this seed, too"
 
 
 def test_figure_runs_come_by_role_and_seed(folders, monkeypatch):
@@ -213,3 +228,34 @@ def test_provenance_is_json_and_names_versions():
         record["versions"]["torch"] == torch.__version__.split("+")[0]
         or record["versions"]["torch"] == torch.__version__
     )
+
+
+ENCODERS = {
+    "seeds": [0, 1],
+    "common": {"epochs": 2},
+    "runs": {"base": {}},
+    "encoders": {
+        "common": {"measure_every": 3},
+        "runs": {"start": {"epochs": 5}, "priced": {"start": "start", "penalty_weight": 0.1, "seeds": [1]}},
+    },
+}
+
+
+def test_a_profile_holds_networks_and_encoders(folders, monkeypatch):
+    monkeypatch.setenv("DAINV_EXPERIMENTS", str(folders / "experiments.yaml"))
+    (folders / "experiments.yaml").write_text(yaml.safe_dump(sort_keys=False, data={"both": ENCODERS, "alone": {**ENCODERS, "runs": {}}}))
+    runs = profile_runs("both")
+    assert list(runs) == ["both/base-s0", "both/base-s1", "both/start-s0", "both/start-s1", "both/priced-s1"]
+    assert runs["both/base-s1"] == {"epochs": 2, "seed": 1}
+    assert runs["both/priced-s1"] == dict(measure_every=3, start="both/start-s1", penalty_weight=0.1, seed=1)
+    assert list(profile_runs("alone")) == ["alone/start-s0", "alone/start-s1", "alone/priced-s1"]
+    assert [run_group(ENCODERS, run)[0] for run in ("base", "start")] == ["train", "pretrain"]
+    with pytest.raises(ValueError, match="'elsewhere' is not listed among the runs: base, start, priced"):
+        run_group(ENCODERS, "elsewhere")
+    with pytest.raises(ValueError, match="'start' is listed twice"):
+        run_group({**ENCODERS, "runs": {"start": {}}}, "start")
+
+
+def test_labels_of_contrastive_runs():
+    asked = [dict(penalty="twin", penalty_weight=weight) for weight in (0.0, 0.5)]
+    assert [run_label(params) for params in asked] == ["no regularisation", "twin, λ = 0.5"]
