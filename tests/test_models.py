@@ -3,9 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
+from torch.autograd import forward_ad as fwAD
 
-from dainv.models import MODELS, build_model, evaluating, record
+from dainv.models import ENCODERS, MODELS, build_encoder, build_model, evaluating, record
+
+RESNETS = ["resnet18", "resnet50"]
 
 
 @pytest.mark.parametrize(
@@ -18,6 +22,8 @@ from dainv.models import MODELS, build_model, evaluating, record
         ("wrn", 200, 64, 36_229_610 - 641 * 10 + (4 * 640 + 1) * 200),
         ("densenet", 10, 32, 769_162),
         ("densenet", 200, 64, 769_162 + 343 * 190),
+        ("resnet18", 10, 32, 11_168_832 + 513 * 10),
+        ("resnet50", 100, 32, 23_500_352 + 2049 * 100),
     ],
 )
 def test_the_number_of_parameters_is_the_published_one(name, n_classes, in_size, count):
@@ -66,13 +72,16 @@ def test_weights_start_glorot_uniform_and_biases_at_zero():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(name="alexnet"), "alexnet.*allcnn, allcnn_large, wrn, densenet"),
+        (dict(name="alexnet"), "alexnet.*allcnn, allcnn_large, wrn, densenet, resnet18, resnet50"),
         (dict(n_classes=1), "n_classes=1"),
         (dict(width=0.0), "width=0.0"),
         (dict(width=float("nan")), "width=nan"),
         (dict(width=float("inf")), "width=inf"),
         (dict(in_size=4), "in_size=4"),
         (dict(depth=9), "depth=9.*allcnn are fixed"),
+        (dict(name="resnet18", depth=18), "depth=18.*resnet18 are fixed"),
+        (dict(name="resnet50", in_size=7), "in_size=7"),
+        (dict(name="small"), "model='small' is unknown"),
         (dict(name="wrn", depth=27), r"depth=27.*6 n \+ 4"),
         (dict(name="wrn", depth=4), "depth=4"),
         (dict(name="densenet", depth=-2), "depth=-2"),
@@ -100,10 +109,10 @@ def test_a_linear_top_is_a_plain_convolution_with_the_same_weights():
     assert logits.min() < 0
 
 
-@pytest.mark.parametrize("name", ["wrn", "densenet"])
+@pytest.mark.parametrize("name", ["wrn", "densenet", *RESNETS])
 def test_a_linear_top_is_refused_where_the_classifier_is_linear_anyway(name):
     with pytest.raises(ValueError, match="option of All-CNN"):
-        build_model(name, 5, width=0.1, depth=10, linear_top=True)
+        build_model(name, 5, width=0.1, depth=0 if name in RESNETS else 10, linear_top=True)
 
 
 def by_hand(norm, x, training):
@@ -158,7 +167,7 @@ def densenet_by_hand(model, x, training):
 def small(name, in_size=32, depth=16):
     "A small network whose batch normalisation has something to do."
     torch.manual_seed(0)
-    depth = 0 if name.startswith("allcnn") else depth
+    depth = depth if name in ("wrn", "densenet") else 0
     width = dict(wrn=0.17, densenet=0.25).get(name, 0.05)  # 0.17: an odd number of new channels
     model = build_model(name, 5, width=width, in_size=in_size, depth=depth)
     for module in model.modules():
@@ -189,6 +198,9 @@ def test_a_network_and_its_measuring_points_are_those_of_the_definition(name, re
 def test_no_layer_is_overwritten_after_it_was_recorded(name):
     model, x, copies = small(name).train(), pictures(), {}
     layers = [layer for layer, _ in model.named_modules() if layer]
+    if name in RESNETS:  # torchvision's blocks add their shortcut to the output of the last norm, in place
+        last = {"resnet18": "bn2", "resnet50": "bn3"}[name]
+        layers = [layer for layer in layers if not layer.endswith(last)]
     hooks = [
         module.register_forward_hook(
             lambda module, arguments, output, layer=layer: copies.update({layer: output.clone()})
@@ -238,7 +250,8 @@ def test_activations_stay_in_channels_last(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "training"), [("allcnn", True), ("wrn", True), ("wrn", False), ("densenet", True), ("densenet", False)]
+    ("name", "training"),
+    [("allcnn", True), ("wrn", True), ("wrn", False), ("densenet", True), ("densenet", False), ("resnet18", True)],
 )
 def test_a_recorded_pass_is_one_graph(name, training):
     model, x = small(name, depth=10), pictures()
@@ -263,7 +276,7 @@ def test_a_recorded_pass_is_one_graph(name, training):
 
 
 @pytest.mark.parametrize("in_size", [8, 28, 30, 33, 48, 64, 100, 128])
-@pytest.mark.parametrize("name", ["wrn", "densenet"])
+@pytest.mark.parametrize("name", ["wrn", "densenet", *RESNETS])
 def test_images_of_any_size(name, in_size):
     model = small(name, in_size, depth=10)
     assert model(pictures(2, in_size)).shape == (2, 5)
@@ -331,3 +344,126 @@ def test_recording_leaves_no_hooks_and_keeps_the_graph():
     with pytest.raises(ValueError, match="'3'.*known: 0, 1, 2"), record(model, ["0", "3"]):
         pass
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def torchvisions(name, n_classes=5):
+    "The network of torchvision with the stem for small images."
+    network = getattr(torchvision.models, name)(num_classes=n_classes)
+    network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    return network
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", RESNETS)
+def test_a_resnet_is_torchvisions_with_another_stem(name, training):
+    torch.manual_seed(0)
+    theirs, ours, encoder = torchvisions(name), build_model(name, 5), build_encoder(name)
+    ours.load_state_dict(theirs.state_dict())
+    encoder.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc")})
+    x, networks = pictures(3), [network.train(training) for network in (theirs, ours, encoder)]
+    assert ours.measured == ["relu", "layer1", "layer2", "layer3", "layer4"] and ours.class_layer is None
+    with record(theirs, ours.measured) as expected, record(ours, ours.measured) as recorded:
+        logits, result, features = (network(x) for network in networks)
+    torch.testing.assert_close(result, logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(theirs.fc(features), logits, rtol=1e-3, atol=1e-3)
+    assert list(recorded) == ours.measured
+    for layer in ours.measured:
+        torch.testing.assert_close(recorded[layer], expected[layer], rtol=1e-3, atol=1e-3)
+        assert recorded[layer].min() >= 0
+    assert [a.shape[-1] for a in recorded.values()] == [32, 32, 16, 8, 4]
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_the_weights_of_a_resnet_start_as_torchvisions(name):
+    torch.manual_seed(0)
+    model = build_model(name, 100, width=0.5)
+    for path, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            expected = (2 / (layer.out_channels * layer.kernel_size[0] ** 2)) ** 0.5
+            assert layer.weight.std().item() == pytest.approx(expected, rel=6 / layer.weight.numel() ** 0.5), path
+            assert layer.bias is None
+        if isinstance(layer, nn.BatchNorm2d):
+            assert (layer.weight == 1).all() and not layer.bias.any() and (layer.momentum, layer.eps) == (0.1, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "channels"),
+    [
+        ("resnet18", 0.25, [16, 16, 32, 64, 128]),
+        ("resnet18", 1e-3, [1] * 5),
+        ("resnet18", 2, [128, 128, 256, 512, 1024]),
+        ("resnet50", 0.3, [19, 76, 152, 308, 616]),
+        ("small", 0.25, [4, 8, 16, 16]),
+        ("small", 1e-3, [1] * 4),
+        ("small", 2, [32, 64, 128, 128]),
+    ],
+)
+def test_the_width_of_an_encoder(name, width, channels):
+    with torch.device("meta"):
+        encoder = build_encoder(name, width, 16)
+        with record(encoder, encoder.measured) as activations:
+            features = encoder(torch.rand(2, 3, 16, 16))
+    assert [a.shape[1] for a in activations.values()] == channels
+    assert features.shape == (2, encoder.n_features) == (2, channels[-1])
+
+
+def test_the_small_encoder_is_that_of_the_definition():
+    torch.manual_seed(0)
+    encoder = build_encoder("small", in_size=16)
+    expected = x = torch.rand(8, 3, 16, 16)
+    for name, stride in zip(encoder.measured, (1, 2, 2, 1), strict=True):
+        conv, norm, _ = getattr(encoder, name)
+        z = F.conv2d(expected, conv.weight, stride=stride, padding=1)
+        mean, var = z.mean((0, 2, 3), keepdim=True), z.var((0, 2, 3), correction=0, keepdim=True)
+        assert (norm.momentum, norm.eps) == (0.1, 1e-5) and norm.weight.all()
+        expected = ((z - mean) / (var + 1e-5).sqrt()).clamp_min(0)
+    torch.testing.assert_close(encoder(x), expected.mean((2, 3)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_has_second_derivatives_and_those_in_forward_mode(name, training):
+    torch.manual_seed(0)
+    encoder = build_encoder(name, 0.25 if name == "small" else 0.06, 16).double().train(training)
+    x, direction = torch.rand(16, 3, 16, 16).double(), 0.1 * torch.randn(16, 3, 16, 16).double()
+    alpha = torch.zeros(16, dtype=torch.float64, requires_grad=True)
+
+    def loss(alpha):
+        return F.normalize(encoder(x + alpha[:, None, None, None] * direction)).cumsum(1).sin().sum()
+
+    (slope,) = torch.autograd.grad(loss(alpha), alpha, create_graph=True)
+    weights = torch.autograd.grad(slope.square().sum(), list(encoder.parameters()), allow_unused=True)
+    assert all(w is None or w.isfinite().all() for w in weights) and weights[0].any()
+    with fwAD.dual_level():
+        dual = loss(fwAD.make_dual(alpha.detach(), torch.ones_like(alpha)))
+        torch.testing.assert_close(fwAD.unpack_dual(dual).tangent, slope.sum().detach())
+    step = 1e-7  # a deep network at its start is rough
+    difference = (loss(alpha.detach() + step) - loss(alpha.detach() - step)) / (2 * step)
+    torch.testing.assert_close(difference, slope.sum().detach(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_is_measured_and_evaluated_like_a_model(name):
+    encoder = build_encoder(name, 0.1, 16).to(memory_format=torch.channels_last).train()
+    with record(encoder, encoder.measured) as activations:
+        features = encoder(pictures(4, 16))
+    assert encoder.class_layer is None and features.shape == (4, encoder.n_features)
+    torch.testing.assert_close(activations[encoder.measured[-1]].mean((2, 3)), features)
+    with evaluating(encoder), torch.no_grad():
+        assert torch.equal(encoder(pictures(2, 16) * 0), encoder(pictures(2, 16) * 0))
+    with pytest.raises(ValueError, match=r"built for \(N, 3, 16, 16\)"):
+        encoder(pictures(4, 32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(name="allcnn"), "encoder='allcnn' is unknown; known: small, resnet18, resnet50"),
+        (dict(width=0), "width=0"),
+        (dict(width=float("nan")), "width=nan"),
+        (dict(in_size=7), "in_size=7: small needs images of at least 8 x 8"),
+    ],
+)
+def test_impossible_encoders_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_encoder(**(dict(name="small") | arguments))

@@ -1,0 +1,133 @@
+"The notebook that evaluates a contrastive run: its tables, their columns, and what it refuses."
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from dainv.pretraining import PretrainParams, pretrain
+from dainv.runs import Run
+
+NOTEBOOK = Path(__file__).resolve().parents[1] / "nbs" / "evaluate.ipynb"
+COLUMNS = dict(
+    variance="space conditional total ratio n_items n_passes",
+    alpha="features name mse chance r2 strength",
+    averaging="kind views metric task measured predicted fixed_head",
+    ensembling="method views metric value",
+    shifts="group kind shift refit metric task value",
+    labels="fraction n_train subset metric value",
+    downstream="method views metric task value",
+)
+SMALL = dict(passes=2, counts=[1, 2], kind_counts=[1, 2], fractions=[0.5, 1.0], subsets=1)
+
+
+def evaluate(**values):
+    "The cells of the notebook, one after the other, with these parameters; what they defined."
+    found = dict(__name__="__main__", display=lambda *_: None)
+    for cell in json.loads(NOTEBOOK.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), found)
+        if "parameters" in cell["metadata"].get("tags", []):
+            found.update(values)
+    return found
+
+
+def tables(run):
+    return {name: pd.read_csv(run.folder / f"{name}.csv") for name in COLUMNS if (run.folder / f"{name}.csv").exists()}
+
+
+@pytest.fixture
+def drawings(folders):
+    torch.set_num_threads(1)
+    sizes = dict(train_size=150, test_size=60, batch_size=32, epochs=1, measure_items=20)
+    return pretrain(PretrainParams(name="drawings", profile="quick", width=0.25, device="cpu", **sizes))
+
+
+@pytest.fixture
+def photographs(blobs):
+    torch.set_num_threads(1)
+    data = dict(dataset="folder", data_root=blobs)
+    sizes = dict(batch_size=32, epochs=1, measure_items=20)
+    return pretrain(PretrainParams(name="photographs", profile="quick", width=0.25, device="cpu", **data, **sizes))
+
+
+def test_drawings_get_every_table(drawings):
+    shifts = dict(h_shifts=[-0.5, 0.5], background_shifts=[0.0, 0.4])
+    evaluate(run="drawings", **SMALL, **shifts)
+    found = tables(drawings)
+    assert {name: list(table.columns) for name, table in found.items()} == {n: c.split() for n, c in COLUMNS.items()}
+    assert not any(table.isna().any().any() for name, table in found.items() if name != "averaging")
+    assert found["averaging"].groupby("kind").views.max().to_dict() == dict.fromkeys(
+        ("all", "h", "colours", "fixed"), 2
+    )
+    assert set(found["averaging"].task) == {"mean", "m", "b", "sigma", "rfore"}
+    moved = found["shifts"][["group", "kind", "shift"]].drop_duplicates()
+    assert len(moved) == 8 and set(moved.kind) == {"mean", "spread"}
+    assert set(found["variance"].space) == {"unit", "raw", "projected"}
+    measured = json.loads((drawings.folder / "measured.json").read_text())
+    assert measured["n_train"] == 150 and measured["kinds"] == ["all", "h", "colours", "fixed"]
+
+
+def test_the_tables_agree_where_they_overlap(drawings):
+    evaluate(run="drawings", **SMALL, h_shifts=[0.0], background_shifts=[])
+    found = tables(drawings)
+    single = found["downstream"].query("method == 'single' and task == 'mean'").value.item()
+    assert found["averaging"].query("kind == 'all' and views == 1 and task == 'mean'").measured.item() == single
+    for value in (
+        found["ensembling"].query("method == 'averaging' and views == 1").value,
+        found["labels"].query("fraction == 1").value,
+        found["shifts"].query("task == 'mean'").value,
+    ):
+        assert value.to_numpy() == pytest.approx(single, rel=1e-9)
+
+
+def test_photographs_get_every_table(photographs):
+    evaluate(run="photographs", **SMALL, strengths=[0.0, 0.5])
+    found = tables(photographs)
+    assert {name: list(table.columns) for name, table in found.items()} == {n: c.split() for n, c in COLUMNS.items()}
+    assert set(found["averaging"].kind) == {"all", "differentiable", "none"}
+    assert set(found["shifts"].group) == {"colour"} and set(found["shifts"]["shift"]) == {0.0, 0.5}
+    plain = found["downstream"].query("method == 'untransformed'").set_index("metric").value
+    of_all = found["labels"].query("fraction == 1").set_index("metric").value
+    assert plain["accuracy"] == of_all["accuracy"]
+    none = found["averaging"].query("kind == 'none' and views == 1").set_index("metric").measured
+    assert none["accuracy"] == plain["accuracy"]
+
+
+def test_a_part_can_be_asked_for(drawings):
+    evaluate(run="drawings", what=["variance", "downstream"], train_items=100, test_items=30, **SMALL)
+    found = tables(drawings)
+    assert set(found) == {"variance", "downstream"} and set(found["variance"].n_items) == {30}
+    assert set(found["downstream"].method) == {"single", "averaged"}
+    measured = json.loads((drawings.folder / "measured.json").read_text())
+    assert (measured["n_train"], measured["n_test"]) == (100, 30)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(what=["variances"]), "parameter what: 'variances' is unknown"),
+        (dict(kinds=["shape"]), "parameter kinds: 'shape' is unknown"),
+        (dict(counts=[2, 1]), "counts="),
+        (dict(fractions=[0.0]), "fraction=0.0"),
+        (dict(passses=3), "did you mean 'passes'"),
+        (dict(train_items=1.5), "'train_items': expected int"),
+    ],
+)
+def test_a_mistake_is_named_and_nothing_counts_as_measured(drawings, values, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(run="drawings", **{**SMALL, **values})
+    assert not (drawings.folder / "measured.json").exists()
+
+
+@pytest.mark.slow
+def test_papermill_evaluates_from_any_folder(drawings, folders):
+    asked = ["-r", "run", "drawings", "-y", json.dumps(dict(what=["variance"], passes=2, test_items=20))]
+    command = [sys.executable, "-m", "papermill", NOTEBOOK, "-", *asked]
+    done = subprocess.run(command, cwd=folders, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert set(tables(Run.open("drawings"))) == {"variance"} and (drawings.folder / "measured.json").exists()
