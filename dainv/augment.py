@@ -271,7 +271,34 @@ def affine_maps(
     ]
     return torch.stack([torch.stack(line, -1) for line in lines], 1)
 
-# %% ../nbs/14_augment.ipynb #88028014
+# %% ../nbs/14_augment.ipynb #b551ec61
+def _gathered(images, grid, interpolation):
+    "What `grid_sample` gives, from operations that can be differentiated in every way."
+    n, channels, height, width = images.shape
+    x = ((grid[..., 0] + 1) * (width / 2) - 0.5).clamp(0, width - 1)
+    y = ((grid[..., 1] + 1) * (height / 2) - 0.5).clamp(0, height - 1)
+
+    def pixels(rows, cols):
+        index = (rows.clamp(0, height - 1) * width + cols.clamp(0, width - 1)).long().view(n, 1, -1)
+        return images.flatten(2).gather(2, index.expand(-1, channels, -1)).view(n, channels, *grid.shape[1:3])
+
+    if interpolation == "nearest":
+        return pixels(y.detach().round(), x.detach().round())
+    row, col = y.detach().floor(), x.detach().floor()
+    dy, dx = (y - row)[:, None], (x - col)[:, None]
+    above = pixels(row, col) * (1 - dx) + pixels(row, col + 1) * dx
+    below = pixels(row + 1, col) * (1 - dx) + pixels(row + 1, col + 1) * dx
+    return above * (1 - dy) + below * dy
+
+
+def _sampled(images, grid, interpolation):
+    "The images (N, C, H, W) at the positions of the grid (N, h, w, 2), as they continue their edges outside."
+    try:
+        return F.grid_sample(images, grid, interpolation, padding_mode="border", align_corners=False)
+    except NotImplementedError:
+        return _gathered(images, grid, interpolation)
+
+# %% ../nbs/14_augment.ipynb #7069eaf8
 def _unit(line, size):
     "The positions of one axis (N, 3), turned from pixels into -1 to 1 between the edges of the image."
     return torch.cat((line[:, :2], line[:, 2:] + (0.5 - size / 2)), 1) * (2 / size)
@@ -285,7 +312,7 @@ def _resample(images, draws):
     by_row = units[..., :1] * rows + units[..., 2:]
     by_col = units[..., 1:2] * cols
     grid = (by_row[..., None] + by_col[:, :, None]).permute(0, 2, 3, 1)  # stays planar in memory: read faster
-    return F.grid_sample(images, grid, draws.interpolation, padding_mode="border", align_corners=False)
+    return _sampled(images, grid, draws.interpolation)
 
 # %% ../nbs/14_augment.ipynb #d0c578e2
 def _add_clip(images, values, in_place):
