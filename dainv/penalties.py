@@ -63,7 +63,7 @@ def _squared_change(g, alpha, mean, variance, draws, key):
     others = mean + (3 * variance).sqrt() * (2 * uniforms - 1)
     return ((others - alpha[:, None]) @ g[:, :, None]).square().mean((1, 2))
 
-# %% ../nbs/34_penalties.ipynb #8ba0bcd6
+# %% ../nbs/34_penalties.ipynb #dee9b20f
 def _gradient(encode, alpha, mean, variance, normalise, draws, key, graph):
     "Features, and the squared change along random signs, averaged over other parameters."
     with torch.enable_grad():
@@ -76,9 +76,8 @@ def _gradient(encode, alpha, mean, variance, normalise, draws, key, graph):
             along = (rademacher(unit, key) * unit).sum()
             how = dict(create_graph=graph, allow_unused=True, materialize_grads=True)
             (g,) = torch.autograd.grad(along, alpha, **how)
-            return features if graph else features.detach(), _squared_change(
-                g, alpha.detach(), mean, variance, draws, key
-            )
+            penalty = _squared_change(g, alpha.detach(), mean, variance, draws, key)
+        return features if graph else features.detach(), penalty
 
 # %% ../nbs/34_penalties.ipynb #5dab712f
 def _normalised(x, dims, weight, bias, eps, statistics=None):
@@ -94,26 +93,30 @@ def _per_channel(x, *parts):
     "The parts (C,), shaped to go with x (N, C, ...)."
     return [part if part is None else part.view(-1, *[1] * (x.dim() - 2)) for part in parts]
 
-# %% ../nbs/34_penalties.ipynb #68fc1823
-def _batch_norm(x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+# %% ../nbs/34_penalties.ipynb #66857a8b
+def _batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
     "`F.batch_norm` by elementary operations."
     if training:  # for the sake of the running statistics and the checks
         with torch.no_grad():
-            F.batch_norm(forward_ad.unpack_dual(x).primal, mean, var, None, None, True, momentum, eps)
-    dims, (mean, var, weight, bias) = [0, *range(2, x.dim())], _per_channel(x, mean, var, weight, bias)
-    return _normalised(x, dims, weight, bias, eps, None if training else (mean, var))
+            x = forward_ad.unpack_dual(input).primal
+            F.batch_norm(x, running_mean, running_var, None, None, True, momentum, eps)
+    statistics = None if training else _per_channel(input, running_mean, running_var)
+    dims = [0, *range(2, input.dim())]
+    return _normalised(input, dims, *_per_channel(input, weight, bias), eps, statistics)
 
 
-def _instance_norm(x, mean=None, var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5):
+def _instance_norm(
+    input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
+):
     "`F.instance_norm` by elementary operations."
-    if mean is not None:
+    if running_mean is not None:
         raise ValueError("forward: instance normalisation with running statistics is not supported; use another kind")
-    return _normalised(x, list(range(2, x.dim())), *_per_channel(x, weight, bias), eps)
+    return _normalised(input, list(range(2, input.dim())), *_per_channel(input, weight, bias), eps)
 
 
-def _layer_norm(x, shape, weight=None, bias=None, eps=1e-5):
+def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     "`F.layer_norm` by elementary operations."
-    return _normalised(x, list(range(-len(shape), 0)), weight, bias, eps)
+    return _normalised(input, list(range(-len(normalized_shape), 0)), weight, bias, eps)
 
 # %% ../nbs/34_penalties.ipynb #708519e5
 class _ElementaryNorms(TorchFunctionMode):

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from dainv.data import load_data
 from dainv.models import evaluating
 from dainv.penalties import PENALTIES, clamped, rademacher, ramped, transformation_penalty
 from dainv.spirograph import parameter_bounds, spirograph_task
-from dainv.views import SpirographViews
+from dainv.views import ColourViews, Drawn, SpirographViews
 
 double = torch.float64
 
@@ -35,6 +36,11 @@ def cnn(norm=nn.BatchNorm2d, smooth=False, width=6, seed=0):
 @pytest.fixture(scope="module")
 def views():
     return SpirographViews(spirograph_task(64, 4, size=16, bounds=parameter_bounds(b=(0.5, 1.1))))
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    return ColourViews(load_data("spirograph", train_size=40, test_size=10))
 
 
 def on_drawings(encoder, views, ids, dtype=torch.float32):
@@ -214,6 +220,21 @@ def test_summed_gradient_holds_other_items_only_in_training_mode(views):
         frozen = torch.autograd.functional.jacobian(lambda a: F.normalize(encode(a), dim=1).sum(1), one)
     others = ~torch.eye(6, dtype=torch.bool)
     assert jacobian[others].abs().max() > 1e-3 > 1e-12 > frozen[others].abs().max()
+
+
+@pytest.mark.parametrize("kind", PENALTIES)
+def test_photographs_whose_colours_stay_have_no_penalty(photographs, kind):
+    views, ids, encoder = photographs, torch.arange(32), cnn()
+    one, two = (views.draw("train", ids, 0, view, seed=0) for view in (0, 1))
+    law = dict(mean=views.mean, variance=views.variance, kind=kind, key=(0, ids))
+    with evaluating(encoder):
+        features, penalty = transformation_penalty(
+            lambda alpha: encoder(views.images("train", ids, Drawn(alpha, one.base))), one.alpha, two.alpha, **law
+        )
+    assert 0 < one.base.jitter.sum() < 32
+    assert torch.equal(penalty != 0, one.base.jitter)
+    penalty.mean().backward()
+    assert encoder[0].weight.grad.isfinite().all() and encoder[0].weight.grad.any()
 
 
 def dense(norm):
