@@ -32,7 +32,7 @@ def _wide_unit(*parts: torch.Tensor) -> torch.Tensor:
     z = torch.cat(parts)
     return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
 
-# %% ../nbs/32_contrastive.ipynb #666db920
+# %% ../nbs/32_contrastive.ipynb #3a02b2e1
 def nt_xent_parts(
     z1: torch.Tensor,  # (N, d), projections of the first view of each item
     z2: torch.Tensor,  # (N, d), of the second
@@ -41,7 +41,7 @@ def nt_xent_parts(
     others: tuple[torch.Tensor, torch.Tensor, int]
     | None = None,  # (G, d) and (G, d), the projections of the global batch, and which row of it is the first of z1
 ) -> tuple[torch.Tensor, torch.Tensor]:  # a scalar, and bool (2N,): was the partner the nearest?
-    "The NT-Xent loss (Chen et al., 2020), and which views found their partner."
+    "The NT-Xent loss (Chen et al., 2020), and which views found their partner; nothing waits for the device."
     all_z1, all_z2, first = (z1, z2, 0) if others is None else others
     _check_projections(z1, z2, temperature, all_z1, all_z2, first)
     with torch.autocast(z1.device.type, enabled=False):
@@ -53,11 +53,9 @@ def nt_xent_parts(
         partner = (itself + items) % (2 * items)
         scores[row, itself] = -torch.inf
         loss = F.cross_entropy(scores, partner)
-    if not torch.compiler.is_compiling() and not loss.isfinite():
-        raise ValueError("z1 or z2 holds a value that is not finite; did the encoder diverge?")
     return loss, scores.detach().argmax(1) == partner
 
-# %% ../nbs/32_contrastive.ipynb #d8f8ae58
+# %% ../nbs/32_contrastive.ipynb #52b1347b
 def nt_xent(
     z1: torch.Tensor,  # (N, d), projections of the first view of each item
     z2: torch.Tensor,  # (N, d), of the second
@@ -65,8 +63,11 @@ def nt_xent(
     *,
     others: tuple[torch.Tensor, torch.Tensor, int] | None = None,  # as of `nt_xent_parts`
 ) -> torch.Tensor:  # a scalar
-    "The NT-Xent loss: mean cross entropy of finding the other view of an item."
-    return nt_xent_parts(z1, z2, temperature, others=others)[0]
+    "The NT-Xent loss: mean cross entropy of finding the other view of an item; a ValueError if it is not finite."
+    loss, _ = nt_xent_parts(z1, z2, temperature, others=others)
+    if not torch.compiler.is_compiling() and not loss.isfinite():
+        raise ValueError("z1 or z2 holds a value that is not finite; did the encoder diverge?")
+    return loss
 
 # %% ../nbs/32_contrastive.ipynb #e7b42f79
 class ProjectionHead(nn.Sequential):

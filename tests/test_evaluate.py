@@ -57,7 +57,7 @@ def photographs(blobs):
 
 def test_drawings_get_every_table(drawings):
     shifts = dict(h_shifts=[-0.5, 0.5], background_shifts=[0.0, 0.4])
-    evaluate(run="drawings", **SMALL, **shifts)
+    evaluate(run="drawings", **SMALL, **shifts, strengths=[0.0])
     found = tables(drawings)
     assert {name: list(table.columns) for name, table in found.items()} == {n: c.split() for n, c in COLUMNS.items()}
     assert not any(table.isna().any().any() for name, table in found.items() if name != "averaging")
@@ -66,14 +66,14 @@ def test_drawings_get_every_table(drawings):
     )
     assert set(found["averaging"].task) == {"mean", "m", "b", "sigma", "rfore"}
     moved = found["shifts"][["group", "kind", "shift"]].drop_duplicates()
-    assert len(moved) == 8 and set(moved.kind) == {"mean", "spread"}
+    assert len(moved) == 9 and set(moved.kind) == {"mean", "spread", "strength"}
     assert set(found["variance"].space) == {"unit", "raw", "projected"}
     measured = json.loads((drawings.folder / "measured.json").read_text())
     assert measured["n_train"] == 150 and measured["kinds"] == ["all", "h", "colours", "fixed"]
 
 
 def test_the_tables_agree_where_they_overlap(drawings):
-    evaluate(run="drawings", **SMALL, h_shifts=[0.0], background_shifts=[])
+    evaluate(run="drawings", **SMALL, h_shifts=[0.0], background_shifts=[], strengths=[1.0])
     found = tables(drawings)
     single = found["downstream"].query("method == 'single' and task == 'mean'").value.item()
     assert found["averaging"].query("kind == 'all' and views == 1 and task == 'mean'").measured.item() == single
