@@ -131,3 +131,28 @@ def test_invariance_instead_of_categorization_from_training_to_the_report(tiny, 
     assert set(probes.probe) == {"linear", "mlp"} and set(probes.layer) == {"conv8", "conv9"}
     problem = pd.read_csv(folders / "figures" / "check" / "open_problem.csv").set_index("role")
     assert problem.loc["ce", "difference"] == 0 and problem.loc["fisher", "twin"] == problem.loc["ce", "probe"]
+
+
+@pytest.mark.slow
+def test_encoders_from_a_common_start_to_the_report(folders):
+    roles = {"plain": "plain", "gradient": "gradient"}
+    priced = {"start": "start", "penalty_weight": 0.01}
+    sizes = {"train_size": 128, "test_size": 60, "batch_size": 32, "epochs": 1, "measure_items": 20}
+    quick = {"counts": [1, 2], "kind_counts": [1], "fractions": [1.0], "h_shifts": [0.5], "background_shifts": []}
+    profile = {
+        "encoders": {
+            "common": {"profile": "quick", "width": 0.25, "device": "cpu", **sizes},
+            "seeds": [3],
+            "runs": {"start": {}, "plain": {"start": "start"}, "gradient": priced},
+            "measure": {"common": {"passes": 2, "strengths": [0.5, 1.0], **quick}},
+        },
+        "figures": {"invclr_claims": roles, "invclr_variance": roles, "invclr_defects": {}},
+    }
+    assert "Nothing to be done" in run_workflow(folders, profile)
+    plain, gradient = (Run.open(f"check/{name}-s3") for name in roles)
+    assert plain.params["start"] == gradient.params["start"] == "check/start-s3"
+    assert plain.log.step.tolist() == [8] and gradient.log.penalty.gt(0).all()
+    claims = pd.read_csv(folders / "figures" / "check" / "invclr_claims.csv")
+    ratio = claims.query("claim == 'conditional / total' and role == 'gradient'")["mean"].item()
+    ours = [pd.read_csv(r.folder / "variance.csv").set_index("space").ratio["unit"] for r in (gradient, plain)]
+    assert ratio == pytest.approx(ours[0] / ours[1])
