@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['published', 'compare', 'write_report']
 
-# %% ../nbs/72_paper.ipynb #116e9874
+# %% ../nbs/72_paper.ipynb #75eccd57
 import html
 import io
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from .invclr_numbers import INVCLR_KEYS, INVCLR_TABLES
 from .runs import atomic_write, figures_folder
 
 # %% ../nbs/72_paper.ipynb #995c6079
@@ -104,7 +105,7 @@ cars-dogs  baseline  98.9   7.6   31.5
 cars-dogs  pure      98.7   62.0  88.5
 """
 
-# %% ../nbs/72_paper.ipynb #4081ee16
+# %% ../nbs/72_paper.ipynb #390321b5
 _THESIS, _POSTER = "thesis, arXiv 2012.14185, table of accuracies", "poster (CCN 2019), read off the picture"
 _WORKSHOP = "Learning representational invariance instead of categorization (ICCV workshop 2019), section 5"
 _CARS_DOGS = "thesis, arXiv 2012.14185, table of adversarial robustness, cars against dogs"
@@ -116,6 +117,7 @@ _KEYS = dict(
     invariance_accuracy=["model"],
     invariance_pc1=["model"],
     invariance_pairs=["pair", "model", "metric"],
+    **INVCLR_KEYS,
 )
 
 # %% ../nbs/72_paper.ipynb #bd6829d9
@@ -170,13 +172,17 @@ def _pairs() -> pd.DataFrame:
     tolerance = table["metric"].map({"clean": 0.7, "pgd": 10.0, "fgsm": 10.0})
     return table.assign(precision=0.05, tolerance=tolerance, source=_CARS_DOGS)
 
-# %% ../nbs/72_paper.ipynb #d3abdc2e
+# %% ../nbs/72_paper.ipynb #a1390b27
 _TABLES = dict(dai_accuracy=_accuracy, dai_score=_score, dai_loss_dynamics=_loss, dai_time=_time)
 _TABLES |= dict(invariance_accuracy=_invariance_accuracy, invariance_pc1=_invariance_pc1, invariance_pairs=_pairs)
+_TABLES |= INVCLR_TABLES
 
-# %% ../nbs/72_paper.ipynb #fa6d741a
+# %% ../nbs/72_paper.ipynb #6e217c42
 def published(
-    name: str,  # dai_accuracy, dai_score, dai_loss_dynamics, dai_time, invariance_accuracy, ..._pc1, ..._pairs
+    # dai_accuracy, dai_score, dai_loss_dynamics, dai_time; invariance_accuracy, ..._pc1, ..._pairs;
+    # invclr_main, ..._readme, ..._short, ..._averaging, ..._ensembling, ..._variance, ..._target_error, ..._tasks,
+    # ..._shifts, ..._lambda, ..._alpha, ..._chance, ..._jitter, ..._labels, ..._moco, ..._claims
+    name: str,
 ) -> pd.DataFrame:
     "One row per published number: its keys, `published`, `precision`, `tolerance`, `source`."
     if name not in _TABLES:
@@ -270,7 +276,7 @@ def _section(record: dict) -> str:
     parts.append(_fold("where it comes from", _origin(record)))
     return "".join(parts) + f'<p class="small">{links}, <a href="{name}.json">provenance</a></p></section>'
 
-# %% ../nbs/72_paper.ipynb #b59506fc
+# %% ../nbs/72_paper.ipynb #4473deab
 def _page(title: str, body: str) -> str:
     "A whole HTML page."
     head = (
@@ -280,14 +286,17 @@ def _page(title: str, body: str) -> str:
 
 
 def _figures(folder: Path) -> dict[str, dict]:
-    "Name -> provenance of every figure in the folder, in the order of the paper, then by name."
+    "Name -> provenance of every figure in the folder, in the order of the papers, then by name; InvCLR is the last."
     dai = ("score", "loss_dynamics", "samples", "accuracy", "time")
     invariance = ("rdms", "pc1", "probes", "convergence", "tsne", "cka", "attacks", "pairs")
-    order = [f"dai_{name}" for name in dai] + [f"invariance_{name}" for name in invariance]
-    records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    invclr = ("claims", "samples", "variance", "alpha", "target_error", "tasks", "averaging", "averaging_kinds")
+    invclr += ("ensembling", "shifts", "jitter", "labels", "defects")
+    papers = dict(dai=dai, invariance=invariance, invclr=invclr)
+    order = [f"{paper}_{name}" for paper, names in papers.items() for name in names]
     place = {name: k for k, name in enumerate(order)}
-    found = sorted(records, key=lambda r: (place.get(r["name"], len(order)), r["name"]))
-    return {record["name"]: record for record in found}
+    found = {r["name"]: r for r in (json.loads(path.read_text()) for path in folder.glob("*.json"))}
+    names = sorted(found, key=lambda name: (name.startswith("invclr_"), place.get(name, len(order)), name))
+    return {name: found[name] for name in names}
 
 # %% ../nbs/72_paper.ipynb #7d7decd4
 def _overview() -> str:

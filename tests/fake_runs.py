@@ -8,6 +8,8 @@ import pandas as pd
 import yaml
 from safetensors.numpy import save_file
 
+from dainv.spirograph import parameter_bounds, spirograph_task
+
 LAYERS = ["input"] + [f"conv{k}" for k in range(1, 10)]
 CLASSES = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 ROLES = {"baseline": (1, 0.0), "views": (8, 0.0), "dai": (8, 0.1)}
@@ -245,4 +247,199 @@ def attacks(role, rng, strengths=(0.0, 0.003, 0.01, 0.03, 0.1)) -> pd.DataFrame:
             row = dict(victim="self", attack=attack, loss=loss, label_kind="predictions", eps=eps)
             row["fooled"] = 1 - accuracy / clean if eps else 0.0
             rows.append(row | dict(accuracy=accuracy, n_images=200, steps=steps, restarts=1, source=source))
+    return pd.DataFrame(rows)
+
+
+# role -> kind of penalty, its weight, errors relative to the run without, the same for conditional and total variance
+CONTRASTIVE = {
+    "plain": ("gradient", 0.0, 1.0, 1.0, 1.0),
+    "gradient": ("gradient", 0.01, 0.8, 0.5, 0.7),
+    "weak": ("gradient", 0.001, 0.95, 0.8, 0.9),
+    "strong": ("gradient", 0.1, 1.3, 0.05, 0.03),
+    "twin": ("twin", 1.0, 0.85, 0.4, 0.6),
+    "forward": ("forward", 0.01, 0.9, 0.6, 0.8),
+}
+_NAMED = ("samples", "variance", "alpha", "target_error", "tasks", "averaging", "averaging_kinds", "ensembling")
+INVCLR = [f"invclr_{name}" for name in (*_NAMED, "shifts", "jitter", "labels", "claims")]
+TASK_ERRORS = {"m": 0.004, "b": 0.03, "sigma": 0.001, "rfore": 0.0002}
+ALPHA = {"h": 0.3333, "rback": 0.03, "gfore": 0.03, "gback": 0.03, "bfore": 0.03, "bback": 0.03}
+COLOURS = {"brightness": 0.0533, "contrast": 0.0533, "saturation": 0.0533, "hue": 0.0033}
+
+
+def invclr_figures(roles=tuple(CONTRASTIVE)) -> dict[str, dict[str, str]]:
+    """Figure -> role -> run of the figures of contrastive runs; the table of defects has no run."""
+    return {name: {role: role for role in roles} for name in INVCLR} | {"invclr_defects": {}}
+
+
+def write_contrastive(
+    root: Path, profile="quick", seeds=(0, 1, 2), roles=tuple(CONTRASTIVE), task="regression", title="", epochs=12
+) -> dict[str, str]:
+    """Contrastive runs and an experiments file under `root`; returns the environment variables that point there."""
+    title = title or dict(regression="Spirograph (16 pixels)", classification="CIFAR-10")[task]
+    runs = {role: contrastive_params(role, task, epochs) for role in roles}
+    section = dict(common={}, seeds=list(seeds), runs=runs, figures=invclr_figures(roles))
+    path = root / "experiments.yaml"
+    known = yaml.safe_load(path.read_text()) if path.exists() else {}
+    path.write_text(yaml.safe_dump({**known, profile: section}, sort_keys=False))
+    for role in roles:
+        for seed in seeds:
+            write_contrastive_run(root / "runs" / profile / f"{role}-s{seed}", role, seed, task, title, epochs)
+    variables = dict(DAINV_RUNS="runs", DAINV_FIGURES="figures", DAINV_EXPERIMENTS="experiments.yaml")
+    return {name: str(root / place) for name, place in variables.items()}
+
+
+def contrastive_params(role, task, epochs) -> dict:
+    """What tells a contrastive run from the others."""
+    penalty, weight, *_ = CONTRASTIVE[role]
+    data = dict(dataset="spirograph", train_size=64, test_size=32, image_size=16, b_bounds=[0.5, 1.1])
+    data = data if task == "regression" else dict(dataset="cifar10")
+    how = dict(encoder="small", width=1.0, batch_size=32, epochs=epochs, start="", profile="quick")
+    return dict(**data, **how, penalty=penalty, penalty_weight=weight)
+
+
+def level(role, seed, part=2) -> float:
+    """What an error (2), conditional (3) or total variance (4) is multiplied by: a seed's own factor, shared by all roles, times the role's."""
+    apart = 0.0 if role == "plain" else 0.03 * (part - 1) * ((seed % 3) - 1)
+    return CONTRASTIVE[role][part] * (1.0, 1.1, 0.93)[seed % 3] * float(np.exp(apart))
+
+
+def write_contrastive_run(folder: Path, role, seed, task, title, epochs) -> None:
+    """One finished and evaluated contrastive run."""
+    folder.mkdir(parents=True)
+    params = dict(seed=seed, **contrastive_params(role, task, epochs))
+    (folder / "params.json").write_text(json.dumps(params))
+    contrastive_log(role, seed, task, epochs).to_csv(folder / "log.csv", index=False)
+    tables = dict(variance=variances(role, seed), alpha=alpha_errors(role, seed, task))
+    tables |= dict(averaging=averaging(role, seed, task), ensembling=ensembling(role, seed, task))
+    tables |= dict(shifts=shifts(role, seed, task), labels=label_shares(role, seed, task))
+    tables |= dict(downstream=downstream(role, seed, task))
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    (folder / "measured.json").write_text(json.dumps(dict(run=folder.name)))
+    items = spirograph_task(64, 32, size=16, bounds=parameter_bounds(b=(0.5, 1.1)))
+    mark = items.fingerprint if task == "regression" else "5f0e2c11"
+    data = dict(name=params["dataset"], title=title, fingerprint=mark, task=task, n_train=64, n_test=32)
+    metrics = dict(accuracy=0.9)
+    (folder / "result.json").write_text(json.dumps(dict(schema=1, params=params, metrics=metrics, data=data)))
+
+
+def scores_of(task, factor, tasks=True) -> list[dict]:
+    """Metric, task and value of an evaluation whose error is so many times the usual one."""
+    if task == "classification":
+        pairs = [("accuracy", 1 - 0.3 * factor), ("cross_entropy", 0.9 * factor)]
+        return [dict(metric=metric, task="all", value=value) for metric, value in pairs]
+    errors = {"mean": sum(TASK_ERRORS.values()) / 4} | (TASK_ERRORS if tasks else {})
+    return [dict(metric="mse", task=name, value=factor * error) for name, error in errors.items()]
+
+
+def contrastive_log(role, seed, task, epochs) -> pd.DataFrame:
+    """A log whose measurements are made every second epoch."""
+    epoch = np.arange(1, epochs + 1)
+    falling = 1 + 2 * np.exp(-4 * epoch / epochs)
+    table = pd.DataFrame(dict(epoch=epoch, step=78 * epoch, lr=0.003, penalty_weight=CONTRASTIVE[role][1]))
+    table = table.assign(loss=4 + falling, contrastive=4 + falling, accuracy=0.9, seconds=5.0, images_per_second=1e4)
+    table["conditional_variance"] = 0.013 * level(role, seed, 3) * falling
+    table["total_variance"] = 0.3 * level(role, seed, 4) / falling
+    table["variance_ratio"] = table["conditional_variance"] / table["total_variance"]
+    chance = ALPHA if task == "regression" else COLOURS
+    table["alpha_error"] = (1.01 - 0.5 * CONTRASTIVE[role][3] * falling / 3) * float(np.mean(list(chance.values())))
+    table["alpha_r2"] = 0.5 * CONTRASTIVE[role][3] * falling / 3 - 0.01
+    for row in scores_of(task, level(role, seed)):
+        names = {"mean": "target_error", "all": "target_accuracy"}
+        if row["metric"] != "cross_entropy":
+            value = row["value"] * falling if task == "regression" else row["value"] / falling
+            table[names.get(row["task"], f"error_{row['task']}")] = value
+    measured = table.columns[9:]
+    table.loc[table["epoch"] % 2 == 1, measured] = np.nan
+    return table
+
+
+def variances(role, seed) -> pd.DataFrame:
+    """Conditional and total variance in three spaces."""
+    rows = []
+    for space, scale in dict(unit=1.0, raw=7.0, projected=3.0).items():
+        conditional, total = 0.013 * scale * level(role, seed, 3), 0.3 * scale * level(role, seed, 4)
+        rows.append(dict(space=space, conditional=conditional, total=total, ratio=conditional / total))
+    return pd.DataFrame(rows).assign(n_items=32, n_passes=10)
+
+
+def alpha_errors(role, seed, task) -> pd.DataFrame:
+    """Errors of the predicted parameters, nearer to chance from raw features."""
+    law = ALPHA if task == "regression" else COLOURS
+    law = law | {"mean": float(np.mean(list(law.values())))}
+    rows = []
+    for features, seen in dict(standardised=0.5, raw=0.3).items():
+        r2 = seen * CONTRASTIVE[role][3] + 0.001 * seed
+        rows += [
+            dict(features=features, name=k, mse=(1 - r2) * v, chance=v, r2=r2, strength=1e-5) for k, v in law.items()
+        ]
+    return pd.DataFrame(rows)
+
+
+def averaging(role, seed, task, views=(1, 2, 5, 10, 30)) -> pd.DataFrame:
+    """Errors after averaging, which fall to a floor that differs a little from seed to seed."""
+    kinds = dict(all=0.4, h=0.5, colours=0.9, fixed=1.0) if task == "regression" else KINDS
+    rows = []
+    for kind, floor in kinds.items():
+        left = floor * float(np.exp(0.02 * ((seed % 3) - 1)))
+        for m in views:
+            factor = level(role, seed) * (left + (1 - left) / m)
+            for row in scores_of(task, factor):
+                value = row.pop("value")
+                predicted = 1.02 * value if row["metric"] == "mse" else np.nan
+                rows.append(
+                    dict(kind=kind, views=m, **row, measured=value, predicted=predicted, fixed_head=1.05 * value)
+                )
+    return pd.DataFrame(rows)
+
+
+KINDS = {"all": 0.4, "differentiable": 0.9, "none": 1.0}
+
+
+def ensembling(role, seed, task) -> pd.DataFrame:
+    """Averaging beside ensembling, which is worse in everything but accuracy."""
+    rows = []
+    for method, worse in dict(averaging=1.0, ensembling=1.2).items():
+        for m in (1, 2, 5, 10):
+            for row in scores_of(task, level(role, seed) * (0.4 + 0.6 / m), tasks=False):
+                value = row["value"] * (1 if row["metric"] == "accuracy" else worse)
+                rows.append(dict(method=method, views=m, metric=row["metric"], value=value))
+    return pd.DataFrame(rows)
+
+
+def shifts(role, seed, task) -> pd.DataFrame:
+    """Errors that grow with the shift, more without a new head."""
+    grids = {("h", "mean"): (-0.5, -0.1, 0.1, 0.5), ("h", "spread"): (-0.5, 0.1, 0.5)}
+    grids |= {("background", "mean"): (0.0, 0.2, 0.4), ("background", "spread"): (0.0, 0.2, 0.4)}
+    grids |= {("all", "strength"): (0.0, 0.5, 1.0, 1.5)}
+    if task == "classification":
+        grids = {("colour", "strength"): (0.0, 0.25, 0.5, 1.0), ("colour", "mean"): (0.0, 0.2)}
+    rows = []
+    for (group, kind), amounts in grids.items():
+        for amount in amounts:
+            for refit in (True, False):
+                factor = level(role, seed) * (1 + abs(amount) * (0.4 if refit else 1.2))
+                names = dict(group=group, kind=kind, shift=amount, refit=refit)
+                rows += [names | row for row in scores_of(task, factor)]
+    return pd.DataFrame(rows)
+
+
+def label_shares(role, seed, task) -> pd.DataFrame:
+    """Errors of heads on a part of the items, in three parts of each size but the whole."""
+    rows = []
+    for fraction in (0.05, 0.1, 0.25, 0.5, 1.0):
+        for subset in range(1 if fraction == 1 else 3):
+            factor = level(role, seed) * fraction**-0.15 * (1 + 0.02 * subset)
+            names = dict(fraction=fraction, n_train=int(64 * fraction), subset=subset)
+            rows += [names | row for row in scores_of(task, factor, tasks=False)]
+    return pd.DataFrame(rows).drop(columns="task")
+
+
+def downstream(role, seed, task) -> pd.DataFrame:
+    """Errors of single, averaged and (photographs) untransformed views."""
+    methods = {"single": (1, 1.0), "averaged": (30, 0.42)}
+    methods |= {"untransformed": (1, 0.7)} if task == "classification" else {}
+    rows = []
+    for method, (views, factor) in methods.items():
+        rows += [dict(method=method, views=views, **row) for row in scores_of(task, level(role, seed) * factor)]
     return pd.DataFrame(rows)

@@ -86,11 +86,12 @@ def test_the_tables_agree_where_they_overlap(drawings):
 
 
 def test_photographs_get_every_table(photographs):
-    evaluate(run="photographs", **SMALL, strengths=[0.0, 0.5])
+    evaluate(run="photographs", **SMALL, strengths=[0.0, 0.5], colour_shifts=[0.25])
     found = tables(photographs)
     assert {name: list(table.columns) for name, table in found.items()} == {n: c.split() for n, c in COLUMNS.items()}
     assert set(found["averaging"].kind) == {"all", "differentiable", "none"}
-    assert set(found["shifts"].group) == {"colour"} and set(found["shifts"]["shift"]) == {0.0, 0.5}
+    moved = found["shifts"].groupby("kind")["shift"].unique().map(sorted).to_dict()
+    assert moved == {"mean": [0.25], "strength": [0.0, 0.5]} and set(found["shifts"].group) == {"colour"}
     plain = found["downstream"].query("method == 'untransformed'").set_index("metric").value
     of_all = found["labels"].query("fraction == 1").set_index("metric").value
     assert plain["accuracy"] == of_all["accuracy"]

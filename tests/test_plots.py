@@ -157,11 +157,15 @@ def test_colours_stay_apart_for_every_reader():
         f = np.where(relative > 0.008856, np.cbrt(relative), 7.787 * relative + 16 / 116)
         return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
-    rgb = [np.array(matplotlib.colors.to_rgb(colour)) for colour in plots.COLOURS.values()]
-    linear = [np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in rgb]
-    for eye in (np.eye(3), np.array(green), np.array(red)):
-        seen = [lab(eye @ colour) for colour in linear]
-        assert min(np.linalg.norm(a - b) for k, a in enumerate(seen) for b in seen[:k]) > 20
+    # the roles with markers are those of the contrastive networks; no figure mixes them with the others
+    sets = [plots.MARKERS, plots.COLOURS.keys() - plots.MARKERS]
+    assert sum(map(len, sets)) == len(plots.COLOURS) and len(set(plots.MARKERS.values())) == len(plots.MARKERS)
+    for roles in sets:
+        rgb = [np.array(matplotlib.colors.to_rgb(plots.COLOURS[role])) for role in roles]
+        linear = [np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in rgb]
+        for eye in (np.eye(3), np.array(green), np.array(red)):
+            seen = [lab(eye @ colour) for colour in linear]
+            assert min(np.linalg.norm(a - b) for k, a in enumerate(seen) for b in seen[:k]) > 20
 
 
 def test_class_losses_have_a_prefix_of_their_own():

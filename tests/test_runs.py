@@ -243,7 +243,9 @@ ENCODERS = {
 
 def test_a_profile_holds_networks_and_encoders(folders, monkeypatch):
     monkeypatch.setenv("DAINV_EXPERIMENTS", str(folders / "experiments.yaml"))
-    (folders / "experiments.yaml").write_text(yaml.safe_dump(sort_keys=False, data={"both": ENCODERS, "alone": {**ENCODERS, "runs": {}}}))
+    (folders / "experiments.yaml").write_text(
+        yaml.safe_dump(sort_keys=False, data={"both": ENCODERS, "alone": {**ENCODERS, "runs": {}}})
+    )
     runs = profile_runs("both")
     assert list(runs) == ["both/base-s0", "both/base-s1", "both/start-s0", "both/start-s1", "both/priced-s1"]
     assert runs["both/base-s1"] == {"epochs": 2, "seed": 1}
