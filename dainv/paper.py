@@ -244,7 +244,7 @@ def _table(rows: list[dict], leave_out: tuple[str, ...] = ("source", "role", "mo
 def _verdict(record: dict) -> str:
     "How many of our numbers are within tolerance of the published ones; empty without counterparts."
     judged = [row["within"] for row in record.get("published") or [] if row["within"] is not None]
-    meaning = "" if record["profile"] == "paper" else " (another protocol: for orientation)"
+    meaning = "" if record["profile"].startswith("paper") else " (another protocol: for orientation)"
     return f"{sum(judged)} of {len(judged)} numbers within tolerance of the published ones{meaning}" if judged else ""
 
 

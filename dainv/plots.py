@@ -794,7 +794,7 @@ def caption_of(
     seeds = sorted({run.seed for run in runs})
     titles = " and ".join(map(_data_title, data_of(runs)))
     counted = f"{len(seeds)} seeds ({', '.join(map(str, seeds))})" if len(seeds) > 1 else f"one seed ({seeds[0]})"
-    warning = _OTHER_PROTOCOL.format(published) if published and profile != "paper" else ""
+    warning = _OTHER_PROTOCOL.format(published) if published and not profile.startswith("paper") else ""
     return f"{text} Data: {titles}. Profile: {profile}, {counted}.{warning}"
 
 # %% ../nbs/70_plots.ipynb #c0380915
