@@ -84,7 +84,7 @@ def moment_errors(
     spread = (residual * (moments.scatter @ residual)).sum(0) / moments.n_items
     return (spread + (moments.mean @ residual + bias).square()).clamp_min(0)
 
-# %% ../nbs/24_ridge.ipynb #4b606a05
+# %% ../nbs/24_ridge.ipynb #e3141e31
 @dataclass
 class _Path:
     "The solutions of all strengths."
@@ -107,7 +107,8 @@ def _gains(mean: torch.Tensor, variance: torch.Tensor, standardise: bool) -> tor
     "One over the standard deviation, or 1; 0 for a unit that is constant within the rounding of single precision."
     single, deviation = torch.finfo(torch.float32), variance.clamp_min(0).sqrt()
     varies = deviation > (single.eps * mean.abs()).clamp_min(single.tiny)
-    return torch.where(varies, 1 / deviation if standardise else 1.0, 0.0).to(mean)
+    floor = 0.1 * deviation[varies].median() if varies.any() else 1.0
+    return torch.where(varies, 1 / deviation.clamp_min(floor) if standardise else 1.0, 0.0).to(mean)
 
 # %% ../nbs/24_ridge.ipynb #ef283786
 def _spectrum(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # (r,), (n, r)

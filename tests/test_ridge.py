@@ -50,7 +50,9 @@ def test_it_solves_the_normal_equations(shape, strength):
 def test_it_is_that_of_scikit_learn(shape, standardise):
     features, targets = problem(*shape)
     x = features.double().numpy()
-    scaled = (x - x.mean(0)) / x.std(0) if standardise else x
+    deviation = x.std(0)
+    deviation = np.maximum(deviation, 0.1 * np.sort(deviation)[(len(deviation) - 1) // 2])
+    scaled = (x - x.mean(0)) / deviation if standardise else x
     reference = Reference(alpha=1e-2 * len(x) * 3, solver="svd").fit(scaled, targets.double().numpy())
     fit = fit_ridge(features, targets, strengths=[1e-2], held_out=0, standardise=standardise)
     np.testing.assert_allclose(fit.predict(features).numpy(), reference.predict(scaled), rtol=1e-7, atol=1e-8)
@@ -232,3 +234,14 @@ def test_a_map_names_features_that_it_does_not_take():
         fit_ridge(*problem(50, 4)).predict(torch.ones(2, 5))
     with pytest.raises(ValueError, match="features of shape"):
         RidgeMoments(4, 3).add(torch.ones(2, 5), torch.ones(2, 3))
+
+
+def test_a_unit_that_almost_never_answers_does_not_decide_on_the_strength():
+    generator = torch.Generator().manual_seed(3)
+    features, targets = problem(300, 8, seed=3)
+    rare = torch.zeros(300, 20)
+    rare[torch.randperm(300, generator=generator)[:20], torch.arange(20)] = 1e-3  # each in one item
+    both = fit_ridge(torch.cat([features, rare], 1), targets)
+    alone = fit_ridge(features, targets)
+    assert both.strength == alone.strength
+    assert both.held_out_error == pytest.approx(alone.held_out_error, rel=0.1)
