@@ -6,10 +6,11 @@
 __all__ = ['COUNTS', 'averaged_features', 'Readout', 'fit_readout', 'readout_scores', 'averaging_and_ensembling',
            'ensembling_curve', 'averaging_curve']
 
-# %% ../nbs/57_averaging.ipynb #92fa539f
+# %% ../nbs/57_averaging.ipynb #5ff50f21
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import pandas as pd
 import torch
@@ -29,14 +30,14 @@ from dainv.ridge import (
 )
 from .variance import Spread
 
-# %% ../nbs/57_averaging.ipynb #44e419ac
-def _checked_counts(counts: Sequence[int]) -> list[int]:
+# %% ../nbs/57_averaging.ipynb #284b0225
+def _checked_counts(counts: Sequence[int], name: str = "counts") -> list[int]:
     "The numbers of views, ascending; a ValueError for anything else."
     counts = list(counts)
-    whole = all(isinstance(count, int) and count >= 1 for count in counts)
+    whole = all(isinstance(count, Integral) and not isinstance(count, bool) and count >= 1 for count in counts)
     if not counts or not whole or counts != sorted(set(counts)):
-        raise ValueError(f"counts={counts}: expected whole numbers of at least 1, each larger than the one before")
-    return counts
+        raise ValueError(f"{name}={counts}: expected whole numbers of at least 1, each larger than the one before")
+    return [int(count) for count in counts]
 
 
 class _RunningMean:
@@ -161,19 +162,23 @@ class _Copies:
         copies = torch.cat(self.kept), self.targets.repeat(len(self.kept))
         return fit_readout(self.views, *copies, strengths=self.strengths, held_out=0)
 
-# %% ../nbs/57_averaging.ipynb #4ed4e136
-def _fit_all(views, passes: Iterable[torch.Tensor], targets, counts, ensembling, seed, options) -> tuple[dict, dict]:
-    "Readouts of averages and, if asked, of copies, by number of views."
+# %% ../nbs/57_averaging.ipynb #3e727a14
+def _fit_all(
+    views, passes: Iterable[torch.Tensor], targets, counts, ensemble_counts, seed, options
+) -> tuple[dict, dict]:
+    "Readouts of averages and of copies, by number of views."
     mean, copies = _RunningMean(), _Copies(views, targets, seed, options)
-    averages, ensembles = {}, {}
+    averages, ensembles, most = {}, {}, max(ensemble_counts, default=0)
     for features in passes:
         mean.add(features)
-        if ensembling:
+        if mean.n <= most:
             copies.add(features)
         if mean.n in counts:
             averages[mean.n] = fit_readout(views, mean.value, targets, seed=seed, **options)
-            if ensembling:
-                ensembles[mean.n] = copies.readout()
+        if mean.n in ensemble_counts:
+            ensembles[mean.n] = copies.readout()
+        if mean.n == most:
+            copies.kept.clear()
     return averages, ensembles
 
 
@@ -204,7 +209,7 @@ def _predictions(views, fixed: dict[int, dict], spread: Spread) -> dict[int, dic
     within["mean"] = sum(within.values()) / len(within)
     return {m: {key: value + within[key[1]] * (1 / m - 1 / most) for key, value in fixed[most].items()} for m in fixed}
 
-# %% ../nbs/57_averaging.ipynb #62a4222f
+# %% ../nbs/57_averaging.ipynb #6c89d5cf
 COUNTS = (1, 2, 3, 5, 10, 20, 30)  # numbers of views
 
 
@@ -214,23 +219,34 @@ def _chosen(views, half: str, ids: torch.Tensor | None) -> torch.Tensor:
     return targets if ids is None else targets[ids.to(targets.device)]
 
 
+def _checked_ensembling(ensembling: bool | Sequence[int], counts: list[int]) -> list[int]:
+    "The numbers of views to ensemble: as counts for True, none for False."
+    if isinstance(ensembling, bool):
+        return counts if ensembling else []
+    ensembling = _checked_counts(ensembling, "ensembling")
+    if ensembling[-1] > counts[-1]:
+        raise ValueError(f"ensembling={ensembling}: at most {counts[-1]}, the largest of counts, can be ensembled")
+    return ensembling
+
+
 def averaging_and_ensembling(
     encoder: nn.Module,
     views,  # of `dainv.views`
     counts: Sequence[int] = COUNTS,  # numbers of views, ascending
     *,
-    ensembling: bool = True,  # False: the second table is empty
+    ensembling: bool | Sequence[int] = True,  # numbers of views to ensemble; of classes all copies are kept: (M N, d)
     train_ids: torch.Tensor | None = None,  # of the items to fit heads on; None: all
     test_ids: torch.Tensor | None = None,  # of the items to judge them on; None: all
     seed: int = 0,  # of the transformations and of the held-out items
     batch_size: int = 500,
     readout: dict | None = None,  # options of `fit_ridge` or `fit_linear_probe`
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # as of `averaging_curve` without kind, and of `ensembling_curve`
-    "Both tables from the same passes."
+    "Both tables from the same passes; the second is empty if nothing is ensembled."
     counts, encoding = _checked_counts(counts), dict(seed=seed, batch_size=batch_size)
+    ensemble_counts = _checked_ensembling(ensembling, counts)
     train, test = (_chosen(views, half, ids) for half, ids in (("train", train_ids), ("test", test_ids)))
     passes = encode_passes(encoder, views, "train", counts[-1], train_ids, **encoding)
-    averages, ensembles = _fit_all(views, passes, train, counts, ensembling, seed, readout or {})
+    averages, ensembles = _fit_all(views, passes, train, counts, ensemble_counts, seed, readout or {})
     passes = encode_passes(encoder, views, "test", counts[-1], test_ids, **encoding)
     refitted, fixed, together, spread = _judge_all(views, passes, test, averages, ensembles)
     predicted = _predictions(views, fixed, spread)
@@ -241,19 +257,19 @@ def averaging_and_ensembling(
     ]
     compared = [
         dict(method=method, views=m, metric=metric, value=value)
-        for method, found in (("averaging", refitted if ensembling else {}), ("ensembling", together))
+        for method, found in (("averaging", refitted if ensembles else {}), ("ensembling", together))
         for m, scores in found.items()
         for (metric, task), value in scores.items()
         if task in ("mean", "all")
     ]
     return pd.DataFrame(rows), pd.DataFrame(compared, columns=["method", "views", "metric", "value"])
 
-# %% ../nbs/57_averaging.ipynb #25f8e02e
+# %% ../nbs/57_averaging.ipynb #49eede9d
 def ensembling_curve(
     encoder: nn.Module,
     views,  # of `dainv.views`
     counts: Sequence[int] = COUNTS,  # numbers of views, ascending
-    **options,  # of `averaging_and_ensembling`: train_ids, test_ids, seed, batch_size, readout
+    **options,  # of `averaging_and_ensembling`: ensembling, train_ids, test_ids, seed, batch_size, readout
 ) -> pd.DataFrame:  # method, views, metric, value
     "Feature averaging beside augmentation ensembling: one head trained on all views, its answers averaged."
     return averaging_and_ensembling(encoder, views, counts, **options)[1]

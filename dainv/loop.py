@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .runs import Run, atomic_write, locked, provenance, write_table
 
-# %% ../nbs/38_loop.ipynb #2da24f6d
+# %% ../nbs/38_loop.ipynb #6a47f552
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true")
 
 
@@ -31,6 +31,8 @@ def make_fabric(
     devices: int = 1,  # processes that share a batch, one device each; above 1: started by torchrun
 ) -> Fabric:
     "Device, precision and processes of a training; a ValueError says what is not available here."
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"parameter device={device!r}: expected auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("parameter device='cuda': no GPU is available here; use device='auto' or 'cpu'")
     on_gpu = device != "cpu" and torch.cuda.is_available()

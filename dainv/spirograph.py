@@ -32,16 +32,18 @@ BOUNDS = dict(
 TARGETS = ("m", "b", "sigma", "rfore")
 NUISANCES = ("h", "rback", "gfore", "gback", "bfore", "bback")
 
-# %% ../nbs/10_spirograph.ipynb #1e00db1f
+# %% ../nbs/10_spirograph.ipynb #7a16300f
 def parameter_bounds(
     **changes: tuple[float, float],  # name -> lowest and highest value, in place of the published ones
 ) -> dict[str, tuple[float, float]]:
-    "`BOUNDS` with some of them replaced; a ValueError names an unknown parameter or an empty interval."
+    "`BOUNDS` with some of them replaced; a ValueError names an unknown parameter or an impossible interval."
     for name, pair in changes.items():
         if name not in BOUNDS:
             raise ValueError(f"unknown parameter {name!r} of the spirograph; known: {', '.join(BOUNDS)}")
         if len(pair) != 2 or not all(map(math.isfinite, pair)) or pair[0] > pair[1]:
             raise ValueError(f"bounds of {name}: {pair!r} is no interval (lowest, highest)")
+        if name in ("b", "sigma") and pair[0] <= 0:  # the image is drawn with their reciprocals
+            raise ValueError(f"bounds of {name}: {pair!r}: it must be above 0")
     return BOUNDS | {name: (float(low), float(high)) for name, (low, high) in changes.items()}
 
 # %% ../nbs/10_spirograph.ipynb #96556a56

@@ -358,9 +358,30 @@ def describe_data(
         in_size=data.train.images.shape[-1],
     )
 
-# %% ../nbs/40_training.ipynb #c3895d9d
+# %% ../nbs/40_training.ipynb #0a67ef7a
+def _progress(trainer: "Trainer", number: int) -> float | torch.Tensor:
+    "The share of the training that lies before a step; a tensor where it changes, since a graph holds numbers fast."
+    if trainer.p.beta_end == -1:
+        return 0.0
+    return torch.tensor(number / (trainer.epochs * trainer.steps_per_epoch), device=trainer.device)
+
+
+def _step(trainer: "Trainer", number: int, monitor: bool | None) -> torch.Tensor:  # (columns,)
+    "Trains on the batch of a step; what is logged of it."
+    b = trainer.sampler[number]
+    index = torch.stack([b.images, b.views, b.groups, b.passes]).to(trainer.device, non_blocking=True)
+    monitor = number % trainer.p.monitor_every == 0 if monitor is None else monitor
+    loss, values = trainer._loss(trainer, *index, monitor, _progress(trainer, number))
+    trainer.fabric.backward(loss)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+    return values.clone()
+
+# %% ../nbs/40_training.ipynb #5451bf51
 class Trainer(Trainable):
     "A network in training: data on the device, model, objective, optimiser, and a probe if there is no cross entropy."
+
+    state, load_state = _trainer_state, _load_trainer_state
 
     def __init__(self, p: TrainParams, data: ImageData):
         self.p, self.name, self.epochs, self.lr = p, p.name, p.epochs, p.lr
@@ -389,34 +410,13 @@ class Trainer(Trainable):
         self.model.train()
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.p, epoch)
 
-    def _progress(self, number: int) -> float | torch.Tensor:
-        "The share of the training that lies before a step; a tensor where it changes, since a graph holds numbers fast."
-        if self.p.beta_end == -1:
-            return 0.0
-        return torch.tensor(number / (self.epochs * self.steps_per_epoch), device=self.device)
-
     def step(
         self,
         number: int,  # of the step, counted from the beginning of the run
         monitor: bool | None = None,  # measure losses that carry no weight; None: every `monitor_every` steps
     ) -> torch.Tensor:  # (len(self.columns),)
         "Trains on the batch of a step; everything that is logged of it, still on the device."
-        b = self.sampler[number]
-        index = torch.stack([b.images, b.views, b.groups, b.passes]).to(self.device, non_blocking=True)
-        monitor = number % self.p.monitor_every == 0 if monitor is None else monitor
-        loss, values = self._loss(self, *index, monitor, self._progress(number))
-        self.fabric.backward(loss)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return values.clone()
-
-    def state(self) -> dict:
-        "Everything that the next step depends on: tensors and plain values."
-        return _trainer_state(self)
-
-    def load_state(self, state: dict) -> None:
-        "Continues from a state; a ValueError when it was made with another sampler."
-        _load_trainer_state(self, state)
+        return _step(self, number, monitor)
 
     def epoch_row(self, values: torch.Tensor, epoch: int, seconds: float) -> dict:
         "The log row of an epoch from the vectors of its steps (steps, columns)."

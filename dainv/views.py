@@ -131,7 +131,7 @@ def _held_nuisances(bounds: dict, free: Sequence[str]) -> dict:
     means = dict(zip(bounds, uniform_moments(tuple(bounds), bounds)[0].tolist(), strict=True))
     return {name: pair if name in free else (means[name], means[name]) for name, pair in bounds.items()}
 
-# %% ../nbs/18_views.ipynb #f262dea6
+# %% ../nbs/18_views.ipynb #bf36d5be
 class SpirographViews(Views):
     "The items of a Spirograph task, drawn anew with random nuisances at each look; the nuisances are differentiable."
 
@@ -162,7 +162,7 @@ class SpirographViews(Views):
 
     def shifted(
         self,
-        group: str,  # h, background or all
+        group: str,  # one of `GROUPS`: h, background, colours, all
         kind: str,  # mean: both bounds move; spread: they move apart; strength: half the width is multiplied
         amount: float,  # of the move, in units of the parameter; or the factor
     ) -> "SpirographViews":

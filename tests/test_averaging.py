@@ -115,6 +115,35 @@ def test_memory_does_not_grow_with_the_number_of_views(monkeypatch):
     assert len(alive) == 8 + 8 + 8 and max(alive) <= 1
 
 
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_fewer_views_can_be_ensembled_than_averaged(task):
+    "The rows are those of ensembling all, and no readout of copies is fitted beyond."
+    views, encoder = Noisy(300, task), mixer()
+    averages, compared = averaging_and_ensembling(encoder, views, [1, 2, 6], ensembling=[1, 2])
+    all_averages, of_all = averaging_and_ensembling(encoder, views, [1, 2, 6])
+    fewer = compared[compared.method == "ensembling"].reset_index(drop=True)
+    assert averages.equals(all_averages) and set(fewer.views) == {1, 2}
+    assert fewer.equals(of_all[(of_all.method == "ensembling") & (of_all.views < 6)].reset_index(drop=True))
+    between = ensembling_curve(encoder, views, [1, 6], ensembling=[2])
+    assert between[between.method == "ensembling"].value.tolist() == fewer[fewer.views == 2].value.tolist()
+
+
+def test_copies_beyond_the_largest_ensemble_are_not_kept(monkeypatch):
+    "Of the copies that logistic regression needs, and only of those, more than one pass is alive."
+    alive, seen = [], []
+
+    def watched(*args, **options):
+        for features in encode_passes(*args, **options):
+            seen.append(weakref.ref(features))
+            yield features
+            del features
+            alive.append(sum(reference() is not None for reference in seen))
+
+    monkeypatch.setattr(averaging, "encode_passes", watched)
+    averaging_and_ensembling(mixer(), Noisy(200, "classification"), [1, 2, 8], ensembling=[1, 3])
+    assert alive == [1, 2] + [0] * 14
+
+
 def test_the_prediction_is_right_within_sampling_error():
     "For a fixed head, over many fresh draws of the test views."
     views, encoder = Noisy(1500), mixer()
@@ -246,7 +275,13 @@ def test_a_single_count_has_no_prediction():
     assert averaging_curve(mixer(), Noisy(100), [1]).predicted.isna().all()
 
 
-@pytest.mark.parametrize("counts", [[], [0, 1], [-1], [2, 1], [1, 1], [1.5]])
+def test_numbers_of_views_may_come_from_numpy():
+    views = Noisy(100)
+    curve = averaging_curve(mixer(), views, np.array([1, 3]))
+    assert curve.equals(averaging_curve(mixer(), views, [1, 3]))
+
+
+@pytest.mark.parametrize("counts", [[], [0, 1], [-1], [2, 1], [1, 1], [1.5], [True, 2]])
 def test_numbers_of_views_are_checked(counts):
     for call in (
         lambda: averaging_curve(mixer(), Noisy(50), counts),
@@ -260,6 +295,10 @@ def test_numbers_of_views_are_checked(counts):
 def test_other_mistakes_are_named():
     with pytest.raises(ValueError, match="at least one"):
         averaging_curve(mixer(), Noisy(50), kinds=[])
+    with pytest.raises(ValueError, match="ensembling=.* at most 3, the largest of counts"):
+        ensembling_curve(mixer(), Noisy(50), [1, 3], ensembling=[1, 5])
+    with pytest.raises(ValueError, match="ensembling="):
+        ensembling_curve(mixer(), Noisy(50), [1, 3], ensembling=[])
     with pytest.raises(ValueError, match="no item of the train half"):
         averaging_curve(mixer(), Noisy(50), train_ids=torch.arange(0))
     with pytest.raises(ValueError, match="only='shape' is unknown"):

@@ -108,6 +108,37 @@ def test_a_part_can_be_asked_for(drawings):
     assert (measured["n_train"], measured["n_test"]) == (100, 30)
 
 
+def test_a_second_evaluation_leaves_the_record_of_the_other_tables(drawings):
+    small = {**SMALL, "passes": 3}
+    evaluate(run="drawings", what=["variance", "labels"], **SMALL)
+    evaluate(run="drawings", what=["variance"], test_items=30, seed=1, **small)
+    measured = json.loads((drawings.folder / "measured.json").read_text())
+    assert measured["what"] == ["variance"] and (measured["n_test"], measured["seed"]) == (30, 1)
+    of_each = measured["tables"]
+    assert set(of_each) == {"variance", "labels"}
+    assert [of_each["variance"][key] for key in ("n_test", "seed", "passes")] == [30, 1, 3]
+    assert [of_each["labels"][key] for key in ("n_test", "seed", "passes")] == [60, 0, 2]
+
+
+def test_photographs_are_ensembled_in_small_numbers(photographs):
+    "As many copies as there are passes would fill the memory."
+    counts = {**SMALL, "counts": [1, 2, 6]}
+    evaluate(run="photographs", what=["ensembling"], **counts)
+    found = tables(photographs)["ensembling"]
+    assert found.groupby("method").views.unique().map(list).to_dict() == {"averaging": [1, 2, 6], "ensembling": [1, 2]}
+    evaluate(run="photographs", what=["ensembling"], ensemble_counts=[3], **counts)
+    assert tables(photographs)["ensembling"].query("method == 'ensembling'").views.unique() == [3]
+
+
+def test_the_usual_head_of_photographs_is_that_of_their_usual_colours(photographs):
+    "At the strength of training nothing has shifted, so both heads are the same."
+    evaluate(run="photographs", what=["shifts"], **SMALL, strengths=[0.0, 0.5], colour_shifts=[])
+    value = tables(photographs)["shifts"].set_index(["shift", "refit", "metric"]).value
+    for metric in ("accuracy", "cross_entropy"):
+        assert value[0.5, True, metric] == value[0.5, False, metric]
+    assert value[0.0, True, "cross_entropy"] != value[0.0, False, "cross_entropy"]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -86,6 +86,19 @@ def test_excluded_tensors_take_plain_steps_without_decay():
 
 
 @pytest.mark.parametrize("exclude", [False, True])
+def test_the_learning_rate_stands_outside_of_the_momentum(exclude):
+    w = nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = LARS([w], lr=1.0, momentum=0.5, weight_decay=0.0, exclude_1d=exclude)
+    w.grad = torch.tensor([0.0, 2.0])
+    optimizer.step()
+    first, step = w.detach().clone(), (torch.tensor([3.0, 4.0]) - w.detach())
+    optimizer.param_groups[0]["lr"] = 0.1
+    w.grad = torch.zeros(2)  # the momentum alone
+    optimizer.step()
+    torch.testing.assert_close(first - w.detach(), 0.1 * 0.5 * step, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("exclude", [False, True])
 def test_a_resumed_optimizer_goes_on_bit_for_bit(exclude):
     params = parameters()
     optimizer = LARS(params, lr=0.3, exclude_1d=exclude)

@@ -105,6 +105,12 @@ def test_the_first_loss_that_is_not_finite_is_named():
         loop.check_finite(line, values, 0)
 
 
+@pytest.mark.parametrize("device", ["gpu", "CUDA", "cuda:0", ""])
+def test_an_unknown_device_is_named(device):
+    with pytest.raises(ValueError, match=f"parameter device='{device}': expected auto, cpu or cuda"):
+        make_fabric(device)
+
+
 @pytest.mark.parametrize(
     ("world", "devices", "message"),
     [("1", 2, "start it with torchrun --nproc_per_node 2"), ("2", 1, "ask for devices=2")],

@@ -86,6 +86,23 @@ def test_the_closed_form_is_the_mean_of_the_draws():
     assert (hundred - closed).abs().mean() > 3 * (many - closed).abs().mean()
 
 
+def test_the_closed_form_has_no_other_terms_for_parameters_that_are_uncorrelated():
+    "And would have for others: the mean of the squares is g' covariance g + (g (mean - alpha))^2."
+    torch.manual_seed(0)
+    g, alpha, root = torch.randn(1, 3).double(), torch.rand(1, 3).double(), torch.randn(3, 3).double()
+    law = dict(mean=torch.randn(3).double(), variance=root.square().sum(1), normalise=False)
+    closed = transformation_penalty(lambda a: a @ g.T, alpha, **law)[1].item()  # a sign alone does not matter
+    ends = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=3)), dtype=double)
+
+    def average(root):
+        return ((law["mean"] + ends @ root.T - alpha) @ g.T).square().mean().item()
+
+    assert closed == pytest.approx(average(law["variance"].sqrt().diag()), rel=1e-12)
+    covariance = root @ root.T
+    off_diagonal = (g @ (covariance - covariance.diag().diag()) @ g.T).item()
+    assert average(root) == pytest.approx(closed + off_diagonal, rel=1e-12) and abs(off_diagonal) > 0.1
+
+
 def test_twin_is_unbiased_and_unit_length():
     torch.manual_seed(0)
     A = torch.randn(5, 2).double()
@@ -237,6 +254,46 @@ def test_photographs_whose_colours_stay_have_no_penalty(photographs, kind):
     assert encoder[0].weight.grad.isfinite().all() and encoder[0].weight.grad.any()
 
 
+def test_twin_sees_the_second_view_as_it_was_drawn(photographs):
+    views, ids, encoder = photographs, torch.arange(32), cnn()
+    one, two = (views.draw("train", ids, 0, view, seed=0) for view in (0, 1))
+    first, second = (views.images("train", ids, drawn) for drawn in (one, two))
+
+    def encode(alpha):
+        return encoder(views.images("train", ids, Drawn(alpha, one.base)))
+
+    def second_view():
+        return encoder(second)
+
+    how = dict(kind="twin", frozen=encoder)
+    features, penalty = transformation_penalty(encode, one.alpha, two.alpha, second_view, **how)
+    assert encoder.training and encoder[1].num_batches_tracked == 1, "of the first view in training mode alone"
+    with evaluating(encoder):
+        distance = (F.normalize(encoder(first), dim=1) - F.normalize(encoder(second), dim=1)).square().sum(1)
+    torch.testing.assert_close(penalty, distance)
+    on_first_crop = transformation_penalty(encode, one.alpha, two.alpha, **how)[1]
+    still = ~one.base.jitter
+    assert still.any() and not on_first_crop[still].any() and (penalty[still] > 0).all()
+    penalty.mean().backward()
+    assert encoder[0].weight.grad.isfinite().all() and encoder[0].weight.grad.any()
+    with pytest.raises(ValueError, match="other_features: .* give a callable"):
+        transformation_penalty(encode, one.alpha, two.alpha, features.detach(), **how)
+
+
+def test_without_frozen_a_callable_is_called_as_it_is(photographs):
+    views, ids, encoder, plain = photographs, torch.arange(16), cnn(), cnn()
+    one, two = (views.images("train", ids, views.draw("train", ids, 0, view, seed=0)) for view in (0, 1))
+    alpha = torch.zeros(16, 4)
+    late = transformation_penalty(lambda _: encoder(one), alpha, other_features=lambda: encoder(two), kind="twin")[1]
+    given_now = transformation_penalty(lambda _: plain(one), alpha, other_features=plain(two), kind="twin")[1]
+    torch.testing.assert_close(late, given_now)
+    assert encoder[1].num_batches_tracked == 2
+    law = dict(mean=torch.zeros(4), variance=torch.ones(4))
+    for kind in ("gradient", "forward"):  # which take no features, with frozen or without
+        for other in (plain(two), lambda: pytest.fail("called")):
+            transformation_penalty(lambda _: encoder(one), alpha, alpha, other, **law, kind=kind, frozen=encoder)
+
+
 def dense(norm):
     "A small network on rows, with a normalisation in the middle."
     torch.manual_seed(0)
@@ -358,6 +415,7 @@ law = dict(mean=torch.zeros(3), variance=torch.ones(3))
         (lambda a: transformation_penalty(torch.sin, a, kind="forward"), "forward: other_alpha"),
         (lambda a: transformation_penalty(torch.sin, a, kind="twin"), "twin: other_alpha"),
         (lambda a: transformation_penalty(torch.sin, a, None, a[:, :2], kind="twin"), "other_features"),
+        (lambda a: transformation_penalty(torch.sin, a, None, lambda: a[:, :2], kind="twin"), "other_features"),
         (lambda a: transformation_penalty(torch.sin, a, draws=-1, **law), "draws=-1"),
         (lambda a: transformation_penalty(torch.sin, a, draws=1.5, **law), "draws=1.5"),
         (lambda a: transformation_penalty(lambda x: x.sum(1), a, **law), "features"),

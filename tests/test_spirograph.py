@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dainv.spirograph import BOUNDS, draw_parameters, draw_spirograph, render_curves, spirograph_classes, trace_pen
+from dainv.spirograph import (
+    BOUNDS,
+    draw_parameters,
+    draw_spirograph,
+    parameter_bounds,
+    render_curves,
+    spirograph_classes,
+    trace_pen,
+)
 
 PIXELS = 16
 
@@ -121,6 +129,23 @@ def test_errors_name_what_is_wrong():
         draw_spirograph(params, normalise="column")
     with pytest.raises(ValueError, match="size must be"):
         draw_spirograph(params, size=1)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(wheel=(0, 1)), "unknown parameter 'wheel'"),
+        (dict(h=(2, 1)), r"bounds of h: \(2, 1\) is no interval"),
+        (dict(m=(2, math.inf)), "bounds of m: .* is no interval"),
+        (dict(b=(-0.5, 1.1)), r"bounds of b: \(-0.5, 1.1\): it must be above 0"),
+        (dict(b=(0, 1.1)), "bounds of b: .* above 0"),
+        (dict(sigma=(0.0, 1)), r"bounds of sigma: \(0.0, 1\): it must be above 0"),
+    ],
+)
+def test_impossible_bounds_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        parameter_bounds(**changes)
+    assert parameter_bounds(b=(0.5, 1), rback=(0, 0)) == BOUNDS | dict(b=(0.5, 1.0), rback=(0.0, 0.0))
 
 
 @pytest.fixture(scope="module")

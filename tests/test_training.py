@@ -213,7 +213,7 @@ def test_the_whole_step_is_one_graph(tiny, change):
     trainer.set_epoch(0)
     batch = trainer.sampler[0]
     index = (batch.images, batch.views, batch.groups, batch.passes)
-    explained = torch._dynamo.explain(training._batch_loss)(trainer, *index, True, trainer._progress(0))
+    explained = torch._dynamo.explain(training._batch_loss)(trainer, *index, True, training._progress(trainer, 0))
     assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
 
 
