@@ -68,7 +68,7 @@ def alpha_prediction(
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/58_nuisances.ipynb #95be52b3
+# %% ../nbs/58_nuisances.ipynb #f9ca6d58
 def shift_table(
     encoder: nn.Module,
     views,  # of `dainv.views`
@@ -80,7 +80,7 @@ def shift_table(
     seed: int = 0,  # of the transformations and of the held-out items
     batch_size: int = 500,
     readout: dict | None = None,  # options of `fit_ridge` or `fit_linear_probe`
-    train_features: torch.Tensor | None = None,  # (N, d), of single usual views, if at hand
+    train_features: torch.Tensor | None = None,  # (N, d), to fit the usual head on; None: of single usual views
 ) -> pd.DataFrame:  # group, kind, shift, refit, metric, task, value
     "Scores under shifted nuisances, with a head for each shift and with the usual one."
     if not len(shifts) or any(len(shift) != 3 for shift in shifts):

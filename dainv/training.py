@@ -358,7 +358,7 @@ def describe_data(
         in_size=data.train.images.shape[-1],
     )
 
-# %% ../nbs/40_training.ipynb #0a67ef7a
+# %% ../nbs/40_training.ipynb #980c68c1
 def _progress(trainer: "Trainer", number: int) -> float | torch.Tensor:
     "The share of the training that lies before a step; a tensor where it changes, since a graph holds numbers fast."
     if trainer.p.beta_end == -1:
@@ -366,8 +366,12 @@ def _progress(trainer: "Trainer", number: int) -> float | torch.Tensor:
     return torch.tensor(number / (trainer.epochs * trainer.steps_per_epoch), device=trainer.device)
 
 
-def _step(trainer: "Trainer", number: int, monitor: bool | None) -> torch.Tensor:  # (columns,)
-    "Trains on the batch of a step; what is logged of it."
+def _step(
+    trainer: "Trainer",
+    number: int,  # of the step, counted from the beginning of the run
+    monitor: bool | None = None,  # measure losses that carry no weight; None: every `monitor_every` steps
+) -> torch.Tensor:  # (len(trainer.columns),)
+    "Trains on the batch of a step; everything that is logged of it, still on the device."
     b = trainer.sampler[number]
     index = torch.stack([b.images, b.views, b.groups, b.passes]).to(trainer.device, non_blocking=True)
     monitor = number % trainer.p.monitor_every == 0 if monitor is None else monitor
@@ -377,11 +381,11 @@ def _step(trainer: "Trainer", number: int, monitor: bool | None) -> torch.Tensor
     trainer.optimizer.zero_grad()
     return values.clone()
 
-# %% ../nbs/40_training.ipynb #5451bf51
+# %% ../nbs/40_training.ipynb #ad2c0ba9
 class Trainer(Trainable):
     "A network in training: data on the device, model, objective, optimiser, and a probe if there is no cross entropy."
 
-    state, load_state = _trainer_state, _load_trainer_state
+    step, state, load_state = _step, _trainer_state, _load_trainer_state
 
     def __init__(self, p: TrainParams, data: ImageData):
         self.p, self.name, self.epochs, self.lr = p, p.name, p.epochs, p.lr
@@ -409,14 +413,6 @@ class Trainer(Trainable):
         "Puts the network into training mode at the learning rate of an epoch (0-based)."
         self.model.train()
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.p, epoch)
-
-    def step(
-        self,
-        number: int,  # of the step, counted from the beginning of the run
-        monitor: bool | None = None,  # measure losses that carry no weight; None: every `monitor_every` steps
-    ) -> torch.Tensor:  # (len(self.columns),)
-        "Trains on the batch of a step; everything that is logged of it, still on the device."
-        return _step(self, number, monitor)
 
     def epoch_row(self, values: torch.Tensor, epoch: int, seconds: float) -> dict:
         "The log row of an epoch from the vectors of its steps (steps, columns)."

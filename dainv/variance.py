@@ -12,9 +12,9 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 
-# %% ../nbs/26_variance.ipynb #fadb93d0
+# %% ../nbs/26_variance.ipynb #c8de795b
 class Spread:
-    "Within-item and total variance of features that arrive pass after pass; memory for one pass, in float64."
+    "Within-item and total variance of features that arrive pass after pass; memory for a few passes, whatever their number."
 
     def __init__(self, normalise: bool = True):
         self.normalise, self.n_passes = normalise, 0

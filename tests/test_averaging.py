@@ -129,7 +129,7 @@ def test_fewer_views_can_be_ensembled_than_averaged(task):
 
 
 def test_copies_beyond_the_largest_ensemble_are_not_kept(monkeypatch):
-    "Of the copies that logistic regression needs, and only of those, more than one pass is alive."
+    "Once the last ensemble is fitted, no more than the current pass is alive."
     alive, seen = [], []
 
     def watched(*args, **options):
@@ -141,7 +141,7 @@ def test_copies_beyond_the_largest_ensemble_are_not_kept(monkeypatch):
 
     monkeypatch.setattr(averaging, "encode_passes", watched)
     averaging_and_ensembling(mixer(), Noisy(200, "classification"), [1, 2, 8], ensembling=[1, 3])
-    assert alive == [1, 2] + [0] * 14
+    assert alive[:2] == [1, 2] and len(alive) == 16 and max(alive[2:]) == 1
 
 
 def test_the_prediction_is_right_within_sampling_error():
