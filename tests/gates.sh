@@ -31,4 +31,5 @@ echo "== package equals notebooks";      unchanged export_from_nothing
 echo "== ruff";                          ruff check; ruff format --check
 echo "== notebooks run (nbdev_test)";    nbdev_test
 echo "== README equals index notebook";  unchanged python tests/render_readme.py
-echo "== pytest";                        pytest "$@"
+# Files side by side, a thread each; the tests of a file stay together, since they share what is slow to make.
+echo "== pytest";                        OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile "$@"
