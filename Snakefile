@@ -58,7 +58,6 @@ FROM_THE_LOG = (
     "invariance_convergence",
     "invclr_samples",
     "invclr_variance",
-    "invclr_target_error",
 )
 
 

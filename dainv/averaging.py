@@ -209,7 +209,7 @@ def _predictions(views, fixed: dict[int, dict], spread: Spread) -> dict[int, dic
     within["mean"] = sum(within.values()) / len(within)
     return {m: {key: value + within[key[1]] * (1 / m - 1 / most) for key, value in fixed[most].items()} for m in fixed}
 
-# %% ../nbs/57_averaging.ipynb #6c89d5cf
+# %% ../nbs/57_averaging.ipynb #16e6cb1e
 COUNTS = (1, 2, 3, 5, 10, 20, 30)  # numbers of views
 
 
@@ -228,7 +228,7 @@ def _checked_ensembling(ensembling: bool | Sequence[int], counts: list[int]) -> 
         raise ValueError(f"ensembling={ensembling}: at most {counts[-1]}, the largest of counts, can be ensembled")
     return ensembling
 
-
+# %% ../nbs/57_averaging.ipynb #efde4823
 def averaging_and_ensembling(
     encoder: nn.Module,
     views,  # of `dainv.views`

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'headline', 'as_errors', 'published_data', 'protocol', 'twins', 'paired_ratios', 'ratio_intervals',
-           'log_ticks', 'ratio_plot', 'Curves', 'curve_plot', 'log_curves', 'last_values', 'ratio_bars', 'view_panel',
-           'defect_matrix']
+           'log_ticks', 'ratio_plot', 'Curves', 'curve_plot', 'log_curves', 'watched_items', 'last_values',
+           'ratio_bars', 'view_panel', 'defect_matrix']
 
 # %% ../nbs/74_invclr_plots.ipynb #c06a34ff
 import re
@@ -76,9 +76,10 @@ def protocol(
     "What the published values of a figure are for, as `caption_of` takes it; empty where there are none."
     return " and ".join(_PROTOCOLS[name] for name in dict.fromkeys(map(published_data, runs)) if name)
 
-# %% ../nbs/74_invclr_plots.ipynb #3f889c94
-_SAME = ("dataset", "data_root", "train_size", "image_size", "b_bounds", "normalise", "strength", "crop", "encoder")
-_SAME += ("width", "projection", "batch_size", "epochs", "optimizer", "lr")
+# %% ../nbs/74_invclr_plots.ipynb #089580d8
+_SAME = ("dataset", "data_root", "train_size", "test_size", "image_size", "b_bounds", "normalise", "strength", "crop")
+_SAME += ("encoder", "width", "projection", "temperature", "batch_size", "epochs", "optimizer", "lr", "momentum")
+_SAME += ("weight_decay", "ramp_epochs", "schedule", "precision", "devices")
 
 
 def twins(
@@ -221,7 +222,7 @@ def curve_plot(
     fig.set_size_inches(size[0], size[1] + 0.2 * max(0, lines - 1))  # a legend takes no room from the panels
     return fig
 
-# %% ../nbs/74_invclr_plots.ipynb #7d2ad354
+# %% ../nbs/74_invclr_plots.ipynb #b41c45c2
 def log_curves(
     runs: Sequence[FigureRun],
     columns: Sequence[str],  # of the logs
@@ -236,6 +237,17 @@ def log_curves(
     if table.empty:
         raise ValueError(f"runs: no log has values of {', '.join(columns)}; train with measure_every above 0")
     return table
+
+
+def watched_items(
+    runs: Sequence[FigureRun],
+) -> dict[str, str]:  # train, test
+    "On how many items the values in the logs were fitted and measured: 2000, or 1000 or 2000 where runs differ."
+    factors, sizes = dict(train=4, test=1), {}
+    for half, factor in factors.items():
+        found = {min(factor * r.run.params["measure_items"], r.run.result["data"][f"n_{half}"]) for r in runs}
+        sizes[half] = " or ".join(map(str, sorted(found)))
+    return sizes
 
 
 def last_values(

@@ -293,7 +293,7 @@ def contrastive_params(role, task, epochs) -> dict:
     penalty, weight, *_ = CONTRASTIVE[role]
     data = dict(dataset="spirograph", train_size=64, test_size=32, image_size=16, b_bounds=[0.5, 1.1])
     data = data if task == "regression" else dict(dataset="cifar10")
-    how = dict(encoder="small", width=1.0, batch_size=32, epochs=epochs, start="", profile="quick")
+    how = dict(encoder="small", width=1.0, batch_size=32, epochs=epochs, start="", profile="quick", measure_items=10)
     return dict(**data, **how, penalty=penalty, penalty_weight=weight)
 
 

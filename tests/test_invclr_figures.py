@@ -289,21 +289,50 @@ def test_samples_show_items_twice_and_photographs_untransformed_too(drawn):
 
 def test_defects_are_the_table_itself(drawn):
     table, record = shown(drawn, "invclr_defects")
-    assert table["number"].tolist() == list(range(1, 26)) and record["runs"] == []
+    assert table["number"].unique().tolist() == list(range(1, 26)) and record["runs"] == []
+    assert "13 of 25 defects touch numbers" in record["caption"]
 
 
 @pytest.mark.parametrize("roles", [["gradient"], ["twin", "gradient"]])
 def test_any_roles_can_be_drawn(monkeypatch, tmp_path, roles):
     for name, value in write_contrastive(tmp_path, profile="small", seeds=(0,), roles=roles).items():
         monkeypatch.setenv(name, value)
-    for name in ("invclr_claims", "invclr_tasks", "invclr_alpha", "invclr_averaging"):
+    for name in ("invclr_claims", "invclr_alpha", "invclr_averaging"):
         draw(name, "small")
         record = json.loads((tmp_path / "figures/small" / f"{name}.json").read_text())
         assert list(dict.fromkeys(run["role"] for run in record["runs"])) == roles
     claims = pd.read_csv(tmp_path / "figures/small/invclr_claims.csv")
     assert set(claims["claim"]) == {"averaging"}, "without a run without penalty there is nothing to compare with"
-    tasks = json.loads((tmp_path / "figures/small/invclr_tasks.json").read_text())
-    assert set(tasks["options"]["twins"].values()) == {roles[0]}
+    with pytest.raises(ValueError, match="invclr_tasks: no run has a twin"):
+        draw("invclr_tasks", "small")
+
+
+def test_curves_say_on_how_many_items_and_are_not_what_is_compared(drawn):
+    "The logs hold measurements on few items; published errors stand beside the final evaluation."
+    assert "of 10 test items over ten random views" in shown(drawn, "invclr_variance")[1]["caption"]
+    for name in ("invclr_alpha", "invclr_target_error"):
+        assert "fitted on 40 training items, tested on 10 test items" in shown(drawn, name)[1]["caption"]
+    record = shown(drawn, "invclr_target_error")[1]
+    ours = {row["role"]: row["ours"] for row in record["published"]}
+    for role, value in ours.items():
+        single = [
+            pd.read_csv(f / "downstream.csv").query("method == 'single' and task == 'mean'")["value"].item()
+            for f in runs_of(drawn, role)
+        ]
+        assert value == pytest.approx(np.mean(single))
+    assert set(ours) == {"plain", "gradient"} and "final evaluation" in record["caption"]
+    assert "final evaluation" not in shown(drawn, "invclr_target_error", "paper")[1]["caption"]
+
+
+def test_captions_say_what_photographs_were_shown_as(drawn):
+    assert "features of single views" in shown(drawn, "invclr_labels")[1]["caption"]
+    labels = shown(drawn, "invclr_labels", "paper")[1]["caption"]
+    assert "features of untransformed images" in labels and "only 100 % is certain" in labels
+    for name in ("invclr_jitter", "invclr_shifts"):
+        assert "without crops and greys" in shown(drawn, name, "paper")[1]["caption"]
+        assert "without crops and greys" not in shown(drawn, name)[1]["caption"]
+    assert "cannot exceed about .8" in shown(drawn, "invclr_alpha", "paper")[1]["caption"]
+    assert "cannot exceed" not in shown(drawn, "invclr_alpha")[1]["caption"]
 
 
 def test_missing_tables_and_strengths_are_named(monkeypatch, tmp_path):
@@ -314,6 +343,10 @@ def test_missing_tables_and_strengths_are_named(monkeypatch, tmp_path):
     table[table["kind"] != "strength"].to_csv(folder / "shifts.csv", index=False)
     with pytest.raises(ValueError, match="no rows of kind strength"):
         draw("invclr_jitter", "small")
+    table = pd.read_csv(folder / "averaging.csv")
+    table[table["views"] > 1].to_csv(folder / "averaging.csv", index=False)
+    with pytest.raises(ValueError, match="averaging.csv has no row for one view; evaluate with 1 in counts"):
+        draw("invclr_claims", "small")
     (folder / "averaging.csv").unlink()
     with pytest.raises(FileNotFoundError, match="averaging.csv"):
         draw("invclr_averaging", "small")
@@ -343,6 +376,12 @@ def test_twins_agree_in_everything_but_the_penalty():
     runs += [figure_run("strong", penalty_weight=0.5, epochs=5, start="")]
     runs += [figure_run("weak", penalty_weight=0.5, epochs=6, start="quick/base-s0")]
     assert ip.twins(runs) == dict(gradient="plain")
+
+
+@pytest.mark.parametrize("name", ["temperature", "momentum", "schedule", "test_size", "precision", "ramp_epochs"])
+def test_no_twin_differs_in_anything_else(name):
+    plain, other = (figure_run(role, penalty_weight=w, **{name: w}) for role, w in (("plain", 0.0), ("gradient", 0.1)))
+    assert ip.twins([plain, other]) == {}
 
 
 def test_ratios_pair_seeds_and_drop_what_has_no_counterpart():

@@ -198,6 +198,7 @@ def test_defects_name_tables_that_exist_and_a_direction():
         assert {f"invclr_{name}" for name in names.split(", ")} <= set(NAMES)
     by_number = DEFECTS.set_index("number")
     assert by_number.loc[2, "direction"] == "too high" and "variance" in by_number.loc[2, "touches"]
+    assert dict(by_number.loc[13, ["touches", "direction"]].values) == dict(alpha="too low", main="unknown")
     assert by_number.loc[22, "touches"] == "shifts" and "excluded" in by_number.loc[22, "instead"]
     # rows of pixels concern drawings only
     assert not {"jitter", "labels", "ensembling", "moco"} & set(by_number.loc[1, "touches"].split(", "))
