@@ -6,7 +6,7 @@
 __all__ = ['PROFILES', 'DRAWINGS', 'PHOTOGRAPHS', 'PRECISIONS', 'OPTIMIZERS', 'PretrainParams', 'resolve', 'learning_rate',
            'watch', 'ContrastiveTrainer', 'pretrain', 'load_encoder', 'load_head', 'load_views']
 
-# %% ../nbs/42_pretraining.ipynb #5a69c27b
+# %% ../nbs/42_pretraining.ipynb #c3347d4d
 import hashlib
 import json
 import math
@@ -23,7 +23,7 @@ from torch import nn
 
 from .contrastive import ProjectionHead, nt_xent_parts
 from .data import load_data
-from .encoding import encode, encode_passes
+from .encoding import encode, encode_passes, some_items
 from .lars import LARS, ramp_cosine
 from .loop import Trainable, make_fabric, trained
 from .models import ENCODERS, build_encoder
@@ -288,14 +288,14 @@ def _target_metrics(views, predicted: torch.Tensor, ids: torch.Tensor) -> dict:
     errors = component_errors(predicted, _target_columns(views, ids, "test"), views.target_names)
     return dict(target_error=errors.pop("mean"), **{f"error_{name}": error for name, error in errors.items()})
 
-# %% ../nbs/42_pretraining.ipynb #db0a6767
+# %% ../nbs/42_pretraining.ipynb #12914db7
 def watch(
     encoder: nn.Module,  # images -> features
     views,  # of `dainv.views`
     n_items: int = 500,  # test items; four times as many training items are used to fit what is tested on them
 ) -> dict:
     "Variance under transformation and in total, and the errors of ridge regression on targets and on the parameters."
-    ids, fitted = (torch.arange(min(n, views.count(h))) for n, h in ((n_items, "test"), (4 * n_items, "train")))
+    ids, fitted = some_items(views, "test", n_items), some_items(views, "train", 4 * n_items)
     parts = variance_parts(encode_passes(encoder, views, "test", 10, ids, seed=_WATCHED))
     features = encode(encoder, views, "train", fitted, seed=_WATCHED)
     test_features = encode(encoder, views, "test", ids, seed=_WATCHED)
