@@ -499,4 +499,5 @@ def load_views(
 if __name__ == "__main__" and globals().get("__spec__") is not None:
     finished_run = pretrain(params_from_command_line(PretrainParams, sys.argv[1:], "python -m dainv.pretraining"))
     found_metrics = finished_run.result["metrics"]
-    print(f"{finished_run.folder}: contrastive accuracy {found_metrics['accuracy']:.4f}")
+    shown = ", ".join(f"{name} {found_metrics[name]:.4f}" for name in ("accuracy", "variance_ratio", "alpha_error"))
+    print(f"{finished_run.folder}: {shown}")
