@@ -17,6 +17,7 @@ import platform
 import re
 import subprocess
 import sys
+import types
 import typing
 import warnings
 import zipfile
@@ -122,6 +123,8 @@ def write_table(
 # %% ../nbs/00_runs.ipynb #073db3fe
 def _converted(value, kind) -> object:
     "The value as the field's type, or None: an int passes for a float, a whole float for an int, nothing else is bent."
+    if isinstance(kind, types.UnionType):
+        return next((c for k in typing.get_args(kind) if (c := _converted(value, k)) is not None), None)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and number:
         return float(value)
@@ -305,6 +308,7 @@ class Run(_Folder):
         cls,
         name: str,  # relative to `runs_folder()`
         params: dict | None = None,  # None: the run must exist
+        defaults: dict | None = None,  # of parameters that did not exist yet when an older run was made
     ) -> "Run":
         "The run of this name; with `params` it is created, or checked to have been started with the same."
         _check_name(name)
@@ -313,7 +317,9 @@ class Run(_Folder):
         if params is None and not exists:
             raise FileNotFoundError(f"no run {name!r} in {runs_folder()}: train it first, or set DAINV_RUNS")
         if params is not None and exists:
-            _check_same(name, run.params, json.loads(json.dumps(params, default=_plain)), run.folder)
+            _check_same(
+                name, {**(defaults or {}), **run.params}, json.loads(json.dumps(params, default=_plain)), run.folder
+            )
         elif params is not None:
             write_json(run.folder / "params.json", params)
         return run
@@ -475,7 +481,7 @@ def figure_runs(
 # %% ../nbs/00_runs.ipynb #9e7a9135
 def _parse(text: str, kind):
     "The text of an option as a value of the field's type; what cannot be read stays text, for the check to name."
-    if kind is bool:
+    if kind is bool or bool in typing.get_args(kind):
         return {"true": True, "false": False}.get(text.lower(), text)
     if kind is str:
         return text

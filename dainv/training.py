@@ -26,7 +26,7 @@ from .collapse import effective_rank, pc1_share
 from .data import ImageData, load_data, restricted
 from .invariance import METRICS, InvarianceObjective, pooled
 from .loop import PRECISIONS, Trainable, make_fabric, on_gpu, trained
-from .models import build_model, evaluating, record
+from .models import BATCH_NORMS, INITS, build_model, evaluating, record
 from .runs import Run, params_from_command_line
 from .sampling import ViewSampler
 
@@ -47,6 +47,9 @@ class TrainParams:
     width: float = 0.0  # factor on the number of channels; 0: the profile's
     depth: int = 0  # layers of wrn and densenet; 0: as published
     linear_top: bool = False  # last convolution of All-CNN without batch normalisation and ReLU
+    batch_norm: bool | str = True  # of All-CNN; False: none, inference: with fixed statistics
+    init: str = ""  # of All-CNN's weights: glorot, he, glorot_normal or he_normal; empty: glorot
+    init_gain: float = 1.0  # factor on All-CNN's initial weights
     alpha: float = 0.1  # weight of the invariance to augmentation
     beta: float = 0.0  # weight of the invariance within classes; the cross entropy has 1 - alpha - beta
     beta_end: float = -1.0  # beta at the end of training, at the cost of alpha; -1: constant
@@ -96,6 +99,7 @@ def learning_rate(
 # %% ../nbs/40_training.ipynb #55b97393
 def _rules(p: TrainParams) -> list[tuple[str, bool, str]]:
     "Parameter, whether its value is in range, and what was expected."
+    allcnn = p.model.startswith("allcnn")
     return [
         ("alpha", 0 <= p.alpha <= 1, "0 <= alpha <= 1 (the cross entropy has weight 1 - alpha - beta)"),
         ("beta", 0 <= p.beta <= 1 - p.alpha + 1e-9, f"0 <= beta <= 1 - alpha = {1 - p.alpha:g}"),
@@ -117,6 +121,12 @@ def _rules(p: TrainParams) -> list[tuple[str, bool, str]]:
         ("batch_size", p.batch_size > 0 and p.batch_size % max(p.views, 1) == 0, f"a multiple of views={p.views}"),
         ("epochs", p.epochs >= 1, "at least 1"),
         ("width", p.width > 0, "above 0"),
+        ("batch_norm", p.batch_norm in BATCH_NORMS, "True, False or inference"),
+        ("init", p.init in ("", *INITS), f"one of {', '.join(INITS)}, or empty for the network's own"),
+        ("init_gain", 0 < p.init_gain < math.inf, "a finite number above 0"),
+        ("batch_norm", allcnn or p.batch_norm is True, f"True: {p.model} is built one way only"),
+        ("init", allcnn or p.init == "", f"empty: {p.model} is built one way only"),
+        ("init_gain", allcnn or p.init_gain == 1, f"1: {p.model} is built one way only"),
         ("lr", 0 < p.lr < math.inf, "a finite number above 0"),
         ("lr_decay", 0 < p.lr_decay <= 1, "above 0 and at most 1"),
         ("momentum", 0 < p.momentum < 1, "between 0 and 1"),
@@ -197,7 +207,8 @@ def resolve(
 # %% ../nbs/40_training.ipynb #bcd2a0e6
 def _network(params: dict, n_classes: int, in_size: int) -> nn.Module:
     "The network that parameters of a run, also of an older one, ask for."
-    options = {name: params[name] for name in ("depth", "linear_top") if params.get(name)}
+    names = ("depth", "linear_top", "batch_norm", "init", "init_gain")
+    options = {name: params[name] for name in names if name in params}
     return build_model(params["model"], n_classes, params["width"], in_size=in_size, **options)
 
 
@@ -534,7 +545,8 @@ def train(
 ) -> Run:  # finished
     "Trains, resumes or returns the run that the parameters describe."
     p, data = resolve(params, loaded)
-    return trained(Run.open(p.name, asdict(p)), lambda: Trainer(p, data), p.seed)
+    run = Run.open(p.name, asdict(p), defaults=asdict(TrainParams()))
+    return trained(run, lambda: Trainer(p, data), p.seed)
 
 # %% ../nbs/40_training.ipynb #308e8a44
 def load_model(

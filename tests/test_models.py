@@ -467,3 +467,89 @@ def test_an_encoder_is_measured_and_evaluated_like_a_model(name):
 def test_impossible_encoders_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_encoder(**(dict(name="small") | arguments))
+
+
+def variances(name, **options):
+    "Per convolution of All-CNN: its weights' variance times the number of inputs of a unit, and the bound of |weight|."
+    model = build_model(name, 10, **options)
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert not any(conv.bias.any() for conv in convs)
+    inputs = [conv.in_channels * conv.kernel_size[0] ** 2 for conv in convs]
+    outputs = [conv.out_channels * conv.kernel_size[0] ** 2 for conv in convs]
+    return convs, inputs, outputs
+
+
+@pytest.mark.parametrize("init", ["glorot", "he", "glorot_normal", "he_normal"])
+@pytest.mark.parametrize("gain", [1.0, 1.3])
+def test_the_law_of_the_initial_weights(init, gain):
+    torch.manual_seed(0)
+    for conv, fan_in, fan_out in zip(*variances("allcnn", init=init, init_gain=gain, batch_norm=False), strict=True):
+        deviation = gain * (2 / (fan_in if init.startswith("he") else (fan_in + fan_out) / 2)) ** 0.5
+        deviation /= 1 if init.startswith("he") else 2**0.5
+        assert conv.weight.std().item() == pytest.approx(deviation, rel=0.06)
+        largest = conv.weight.abs().max().item() / deviation
+        assert largest > 3**0.5 + 0.5 if init.endswith("normal") else 1.6 < largest <= 3**0.5 + 1e-5
+
+
+@pytest.mark.parametrize("kind", [False, "inference"])
+def test_without_effective_batch_normalisation_the_initial_weights_are_the_same(kind):
+    found = []
+    for batch_norm in (True, kind):
+        torch.manual_seed(3)
+        state = build_model("allcnn", 10, width=0.1, batch_norm=batch_norm).state_dict()
+        found.append({name: value for name, value in state.items() if ".conv." in name})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_no_batch_normalisation_is_convolution_and_relu():
+    model, x = build_model("allcnn", 10, width=0.1, batch_norm=False, init="he").train(), torch.rand(4, 3, 32, 32)
+    expected = x
+    for name in model.measured:
+        expected = getattr(model, name).conv(expected).relu()
+    assert torch.equal(model(x), expected.mean((2, 3)))
+    assert not any("norm" in name for name in model.state_dict())
+
+
+def test_fixed_statistics_stay_while_scale_and_shift_learn():
+    torch.manual_seed(0)
+    model, plain = (build_model("allcnn", 10, width=0.1, batch_norm=kind, init="he") for kind in ("inference", False))
+    plain.load_state_dict({n: v for n, v in model.state_dict().items() if ".conv." in n})
+    x = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(model.train()(x), plain(x), rtol=1e-3, atol=1e-5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    F.cross_entropy(model(x), torch.arange(4)).backward()
+    optimizer.step()
+    after, trained = model.state_dict(), model(x)
+    for name in after:
+        statistic = name.split(".")[-1] in ("running_mean", "running_var", "num_batches_tracked")
+        assert torch.equal(before[name], after[name]) == statistic, name
+    assert torch.equal(trained, model.eval()(x))
+
+
+def test_a_network_with_batch_normalisation_goes_on_with_the_statistics_that_it_has():
+    torch.manual_seed(0)
+    model, x = build_model("allcnn", 10, width=0.1), torch.rand(8, 3, 32, 32)
+    for _ in range(20):
+        model(x)
+    fixed = build_model("allcnn", 10, width=0.1, batch_norm="inference").train()
+    fixed.load_state_dict(model.state_dict())
+    torch.testing.assert_close(fixed(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("allcnn", dict(batch_norm="yes"), "batch_norm='yes'.*True, False or 'inference'"),
+        ("allcnn", dict(batch_norm=None), "batch_norm=None"),
+        ("allcnn", dict(init="xavier"), "init='xavier'.*glorot, he"),
+        ("allcnn", dict(init_gain=0.0), "init_gain=0.0"),
+        ("allcnn", dict(init_gain=float("nan")), "init_gain=nan"),
+        ("wrn", dict(batch_norm=False), "batch_norm: an option of All-CNN"),
+        ("resnet18", dict(init="he"), "init: an option of All-CNN"),
+        ("densenet", dict(init_gain=2.0), "init_gain: an option of All-CNN"),
+    ],
+)
+def test_impossible_readings_are_named(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(name, 10, width=0.1, **options)

@@ -1,5 +1,6 @@
 "The training loop: resuming, faults, mistakes in the parameters, the two ways to start it."
 
+import json
 import os
 import resource
 import signal
@@ -171,6 +172,11 @@ def test_a_diverging_run_stops(tiny):
         ({"device": "tpu"}, "device='tpu'"),
         ({"precision": "bf16"}, "precision='bf16': expected one of auto"),
         ({"lr": float("inf")}, "lr=inf"),
+        ({"batch_norm": "no"}, "batch_norm='no': expected True, False or inference"),
+        ({"init": "xavier"}, "init='xavier': expected one of glorot, he"),
+        ({"init_gain": 0.0}, "init_gain=0.0"),
+        ({"model": "wrn", "batch_norm": False}, "batch_norm=False: expected True: wrn is built one way only"),
+        ({"model": "densenet", "init": "he"}, "init='he': expected empty"),
         ({"lr_decay": -0.5}, "lr_decay=-0.5"),
         ({"batch_size": 4096}, "lower batch_size"),
         ({"train_size": 1000}, "train_size"),
@@ -288,6 +294,26 @@ def test_a_run_gives_back_its_network_and_its_data(tiny, folders):
     next((folders / "data" / "blobs" / "train" / "left").iterdir()).unlink()
     with pytest.raises(ValueError, match="data have changed"):
         load_run_data(run)
+
+
+@pytest.mark.parametrize("reading", [dict(batch_norm=False, init="he"), dict(batch_norm="inference", init_gain=1.2)])
+def test_a_run_gives_back_its_network_in_its_own_reading(tiny, reading):
+    run = train(TrainParams(**{**tiny, **reading, "epochs": 1}, name="reading"))
+    model, state = load_model(run), weights(run)
+    assert same(model.state_dict(), state)
+    assert any("norm" in name for name in state) == (reading["batch_norm"] != False)  # noqa: E712
+
+
+def test_a_run_older_than_the_readings_is_still_that_run(tiny, capsys):
+    p = TrainParams(**tiny, name="old")
+    run = train(p)
+    older = {k: v for k, v in run.params.items() if k not in ("batch_norm", "init", "init_gain")}
+    (run.folder / "params.json").write_text(json.dumps(older))
+    assert same(load_model(run).state_dict(), weights(run)) and len(load_run_data(run).test.images) == 32
+    train(p)
+    assert "finished already" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="batch_norm was True, now False"):
+        train(TrainParams(**{**tiny, "batch_norm": False}, name="old"))
 
 
 def test_steps_are_timed_in_turn(tiny):
