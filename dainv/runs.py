@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['project_root', 'data_folder', 'runs_folder', 'figures_folder', 'atomic_write', 'write_json', 'write_table',
-           'check_params', 'read_params', 'provenance', 'save_checkpoint', 'load_checkpoint', 'Run', 'locked',
-           'load_runs', 'experiments', 'profile_of', 'run_group', 'run_seeds', 'profile_runs', 'run_mismatch',
-           'FigureRun', 'run_label', 'figure_runs', 'params_from_command_line']
+           'read_table', 'check_params', 'check_ranges', 'read_params', 'provenance', 'save_checkpoint',
+           'load_checkpoint', 'Run', 'locked', 'load_runs', 'experiments_file', 'experiments', 'profile_of',
+           'run_group', 'run_seeds', 'profile_runs', 'run_mismatch', 'FigureRun', 'run_label', 'figure_runs',
+           'params_from_command_line', 'one_line_errors']
 
 # %% ../nbs/00_runs.ipynb #81b8a565
+import csv
 import difflib
 import fcntl
+import io
 import json
 import os
 import platform
@@ -114,35 +117,89 @@ def write_table(
     path: str | Path,  # ends in .csv or .parquet
     table: pd.DataFrame,
 ) -> Path:
-    "The path of the table, written atomically in the format that its name says."
-    writers = {".csv": table.to_csv, ".parquet": table.to_parquet}
+    "The path of the table, written atomically in the format that its name says; text in a .csv stands in quotes."
+    quoted = {".csv": lambda p, **options: table.to_csv(p, quoting=csv.QUOTE_NONNUMERIC, **options)}
+    writers = quoted | {".parquet": table.to_parquet}
     if (suffix := Path(path).suffix) not in writers:
         raise ValueError(f"{path}: tables are stored as .csv or .parquet, not '{suffix}'")
     return atomic_write(path, lambda p: writers[suffix](p, index=False))
 
+# %% ../nbs/00_runs.ipynb #817bebaf
+def _text_columns(text: str) -> set[int]:
+    "Positions of the columns of a CSV that hold quoted values below their heading."
+    found, row, column = set(), 0, 0
+    for value, end in re.findall(r'((?:"[^"]*")+|[^",\r\n]*)(,|\r?\n|\Z)', text):
+        if row and value not in ("", '""') and value[0] == '"':
+            found.add(column)
+        row, column = (row, column + 1) if end == "," else (row + 1, 0)
+    return found
+
+
+def read_table(
+    path: str | Path,  # ends in .csv or .parquet
+) -> pd.DataFrame:
+    "The table as it was written; what stands in quotes in a .csv is text, whatever it looks like."
+    if Path(path).suffix == ".parquet":
+        return pd.read_parquet(path)
+    text = Path(path).read_text(encoding="utf-8")
+    table, words = pd.read_csv(io.StringIO(text)), pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    for column in _text_columns(text):
+        table.isetitem(column, words.iloc[:, column].replace("", None))
+    return table
+
 # %% ../nbs/00_runs.ipynb #073db3fe
+def _from_text(text: str, kind) -> object:
+    "What the text says in the field's type: True or False, a list of words, a number; None when it says nothing of it."
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}.get(text.strip().lower())
+        if typing.get_origin(kind) is list:
+            return yaml.load(text, yaml.BaseLoader)
+        return int(text) if re.fullmatch(r"\s*[-+]?\d+\s*", text) else float(text)
+    except (ValueError, yaml.YAMLError):
+        return None
+
+
 def _converted(value, kind) -> object:
-    "The value as the field's type, or None: an int passes for a float, a whole float for an int, nothing else is bent."
+    "The value as the field's type, or None: an int passes for a float, a whole float for an int, text for what it says."
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(kind, types.UnionType):
-        return next((c for k in typing.get_args(kind) if (c := _converted(value, k)) is not None), None)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and number:
-        return float(value)
-    if kind is int and number and float(value).is_integer():
-        return int(value)
-    if typing.get_origin(kind) is list and isinstance(value, list | tuple):
-        items = [_converted(item, typing.get_args(kind)[0]) for item in value]
-        return None if None in items else items
-    return value if kind in (bool, str) and isinstance(value, kind) else None
+        return next((found for k in typing.get_args(kind) if (found := _converted(value, k)) is not None), None)
+    value = _from_text(value, kind) if isinstance(value, str) and kind is not str else value
+    if typing.get_origin(kind) is list:
+        items = (
+            [_converted(item, typing.get_args(kind)[0]) for item in value]
+            if isinstance(value, list | tuple)
+            else [None]
+        )
+        return None if any(item is None for item in items) else items
+    if isinstance(value, bool) or kind in (bool, str):
+        return value if kind in (bool, str) and isinstance(value, kind) else None
+    if kind is int and isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    try:
+        return kind(value) if isinstance(value, int | float) else None
+    except OverflowError:  # a whole number that no float can hold
+        return None
 
 # %% ../nbs/00_runs.ipynb #addf8294
+_WRITTEN = {
+    bool: "True or False",
+    int: "a whole number, such as 8",
+    float: "a number, such as 0.1 or 1e-5",
+    str: "text, in quotes where YAML would read a number, a date, yes or no (papermill: -r instead of -p)",
+}
+
+
 def _as_type(name: str, value, kind) -> object:
-    "The value as the field's type; a ValueError names a parameter whose value does not fit."
+    "The value as the field's type; a ValueError names a parameter whose value does not fit, and says what to write."
     if (converted := _converted(value, kind)) is not None:
         return converted
-    hint = " (write True or False, capitalised)" if kind is bool else ""
-    shown = getattr(kind, "__name__", kind)
-    raise ValueError(f"parameter {name!r}: expected {shown}, got {value!r} ({type(value).__name__}){hint}")
+    kinds = typing.get_args(kind) or (kind,)
+    advice = " or ".join(_WRITTEN[k] for k in kinds)
+    advice = f"a list [...] of items, each {advice}" if typing.get_origin(kind) is list else advice
+    shown = kind.__name__ if kinds == (kind,) else kind
+    raise ValueError(f"parameter {name!r}: expected {shown}, got {value!r} ({type(value).__name__}): write {advice}")
 
 # %% ../nbs/00_runs.ipynb #8c7677bd
 def _check_names(cls: type, values: dict) -> None:
@@ -166,6 +223,16 @@ def check_params(
     _check_names(cls, values)
     kinds = typing.get_type_hints(cls)
     return cls(**{name: _as_type(name, value, kinds[name]) for name, value in values.items()})
+
+# %% ../nbs/00_runs.ipynb #e53f1914
+def check_ranges(
+    params,  # an instance of a dataclass of parameters
+    rules: list[tuple[str, bool, str]],  # parameter, whether its value is in range, and what was expected
+) -> None:
+    "Raises a ValueError that names the first parameter outside its range, its value and what was expected."
+    for name, holds, expected in rules:
+        if not holds:
+            raise ValueError(f"parameter {name}={getattr(params, name)!r}: expected {expected}")
 
 # %% ../nbs/00_runs.ipynb #acbf75e8
 def read_params(
@@ -281,13 +348,16 @@ class _Folder:
         if not path.exists():
             advice = "train it" if file == "log.csv" else f"run nbs/measure.ipynb with -r run {self.name}"
             raise FileNotFoundError(f"{path} is missing: {advice}")
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        return read_table(path)
 
 # %% ../nbs/00_runs.ipynb #2c40dcbd
 def _check_name(name: str) -> None:
     "Raises a ValueError for a name that is no path below the runs folder."
-    if not re.fullmatch(r"[\w.=+-]+(/[\w.=+-]+)*", name) or ".." in name:
+    parts = name.split("/")
+    if not all(re.fullmatch(r"[\w.=+-]+", part) and part.strip(".") and ".." not in part for part in parts):
         raise ValueError(f"name={name!r}: use letters, digits, and . _ - = + (and / between folders)")
+    if longest := [part for part in parts if len(part.encode()) > 200]:
+        raise ValueError(f"name={longest[0][:40]!r}...: a folder's name has at most 200 bytes, this one is longer")
 
 # %% ../nbs/00_runs.ipynb #ea6a0378
 def _check_same(name: str, old: dict, new: dict, folder: Path) -> None:
@@ -364,12 +434,38 @@ def load_runs(
     return pd.DataFrame(rows)
 
 # %% ../nbs/00_runs.ipynb #fde75833
+class _UniqueKeys(yaml.SafeLoader):
+    "YAML in which no key of a mapping is given twice."
+
+    def compose_mapping_node(self, anchor):
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+
+def experiments_file() -> Path:
+    "`$DAINV_EXPERIMENTS`, else `experiments.yaml` at the project's root."
+    return _folder("DAINV_EXPERIMENTS", project_root() / "experiments.yaml")
+
+
 def experiments() -> dict:
     "What `experiments.yaml` (or the file that `$DAINV_EXPERIMENTS` names) says, profile by profile."
-    path = _folder("DAINV_EXPERIMENTS", project_root() / "experiments.yaml")
-    if not path.exists():
+    path = experiments_file()
+    if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: it says which runs exist")
-    return yaml.safe_load(path.read_text())
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except yaml.MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{path}{where}: {error.problem}") from None
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected profiles, each with its runs and figures, not {found!r:.60}")
+    return found
 
 # %% ../nbs/00_runs.ipynb #3be03a5c
 def profile_of(
@@ -378,7 +474,11 @@ def profile_of(
     "The section of one profile: `common`, `seeds`, `runs`, `measure`, `figures`."
     known = experiments()
     if name not in known:
-        raise ValueError(f"profile={name!r} is not in experiments.yaml; known: {', '.join(known)}")
+        raise ValueError(f"profile={name!r} is not in {experiments_file().name}; known: {', '.join(map(str, known))}")
+    if not isinstance(known[name], dict):
+        raise ValueError(
+            f"{experiments_file().name}, profile {name}: expected runs and figures, not {known[name]!r:.60}"
+        )
     return known[name]
 
 # %% ../nbs/00_runs.ipynb #f2cab9cc
@@ -478,36 +578,32 @@ def figure_runs(
             found.append(FigureRun(opened, role, run_label(opened.params), seed))
     return found
 
-# %% ../nbs/00_runs.ipynb #9e7a9135
-def _parse(text: str, kind):
-    "The text of an option as a value of the field's type; what cannot be read stays text, for the check to name."
-    if kind is bool or bool in typing.get_args(kind):
-        return {"true": True, "false": False}.get(text.lower(), text)
-    if kind is str:
-        return text
-    try:
-        return yaml.safe_load(text) if typing.get_origin(kind) is list else float(text)
-    except (ValueError, yaml.YAMLError):
-        return text
-
 # %% ../nbs/00_runs.ipynb #a247b7cc
 def _usage(cls: type, program: str) -> str:
     "One line per option, with its type and its default."
     kinds = typing.get_type_hints(cls)
     defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(cls)}
-    lines = [f"  --{n} {getattr(kinds[n], '__name__', kinds[n])} (default {v!r})" for n, v in defaults.items()]
+    lines = [
+        f"  --{n} {kinds[n] if typing.get_origin(kinds[n]) else kinds[n].__name__} (default {v!r})"
+        for n, v in defaults.items()
+    ]
     return "\n".join([f"usage: {program} [--name value ...]", *lines])
 
 # %% ../nbs/00_runs.ipynb #77fa2ec3
 def _read_options(cls: type, arguments: list[str]):
-    "An instance of the dataclass from `--name value` pairs; a ValueError names what is wrong with them."
-    kinds = typing.get_type_hints(cls)
-    names, texts = [a.removeprefix("--") for a in arguments[::2]], arguments[1::2]
-    if len(names) != len(texts) or not all(a.startswith("--") for a in arguments[::2]):
-        raise ValueError("options come in pairs: --name value")
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"--{twice[0]} is given twice")
-    return check_params(cls, {n: _parse(text, kinds.get(n, str)) for n, text in zip(names, texts, strict=True)})
+    "An instance of the dataclass from `--name value` or `--name=value`; a ValueError names what is wrong with them."
+    given, rest = {}, list(arguments)
+    while rest:
+        option, equals, text = rest.pop(0).partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--"):
+            raise ValueError(f"{option!r}: options come as --name value or --name=value")
+        if name in given:
+            raise ValueError(f"--{name} is given twice")
+        if not equals and (not rest or rest[0].startswith("--")):
+            raise ValueError(f"--{name}: its value is missing; write --{name} value or --{name}=value")
+        given[name] = text if equals else rest.pop(0)
+    return check_params(cls, given)
 
 # %% ../nbs/00_runs.ipynb #7b9b96b0
 def params_from_command_line(
@@ -519,8 +615,17 @@ def params_from_command_line(
     if "--help" in arguments or "-h" in arguments:
         print(_usage(cls, program))
         sys.exit(0)
-    try:
+    with one_line_errors(program):
         return _read_options(cls, arguments)
-    except ValueError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+
+
+@contextmanager
+def one_line_errors(
+    program: str,  # that the line begins with
+):
+    "Ends the process with one line and status 2 where input, a file or a run is not as it must be."
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        print(f"{program}: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         sys.exit(2)

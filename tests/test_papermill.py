@@ -52,7 +52,8 @@ def test_the_literal_line_trains_from_any_folder(tiny, folders):
     [
         (["-p", "alhpa", "0.1"], "did you mean 'alpha'"),
         (["-p", "alpha", "x"], "'alpha': expected float"),
-        (["-p", "exclude_last", "false"], "write True or False"),
+        (["-p", "exclude_last", "perhaps"], "write True or False"),
+        (["-p", "lr", "1e-"], "'lr': expected float"),
         (["-p", "alpha", "1.5"], "alpha=1.5"),
     ],
 )

@@ -8,6 +8,7 @@ import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -21,11 +22,13 @@ from dainv.runs import (
     figure_runs,
     load_runs,
     locked,
+    one_line_errors,
     params_from_command_line,
     profile_of,
     profile_runs,
     provenance,
     read_params,
+    read_table,
     run_group,
     run_label,
     run_mismatch,
@@ -41,6 +44,7 @@ class Params:
     name: str = ""
     exclude_last: bool = True
     milestones: list[float] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
 
 @pytest.mark.parametrize(
@@ -52,19 +56,47 @@ class Params:
         ({"alpha": True}, "'alpha': expected float"),
         ({"views": 2.5}, "'views': expected int"),
         ({"name": 7}, "'name': expected str, got 7"),
-        ({"exclude_last": "false"}, "True or False"),
+        ({"exclude_last": "perhaps"}, "write True or False"),
         ({"exclude_last": 1}, "'exclude_last': expected bool"),
         ({"milestones": 0.5}, "'milestones': expected"),
-        ({"milestones": ["0.5"]}, "'milestones': expected"),
+        ({"milestones": ["a half"]}, "'milestones': expected list[float].*each a number"),
+        ({"milestones": [[0.5]]}, "'milestones': expected"),
+        ({"milestones": "0.5"}, "'milestones': expected"),
+        ({"milestones": None}, "'milestones': expected"),
+        ({"names": [1, 2]}, "'names': expected list[str].*in quotes"),
+        ({"names": [True, False]}, "'names': expected list[str].*in quotes"),
+        ({"alpha": 10**400}, "'alpha': expected float"),
+        ({"views": float("inf")}, "'views': expected int, got inf"),
+        ({"views": float("nan")}, "'views': expected int, got nan"),
+        ({"views": ""}, "'views': expected int"),
     ],
 )
 def test_a_wrong_parameter_is_named(given, message):
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace("[", r"\[")):
         check_params(Params, given)
 
 
 def test_harmless_number_types_are_accepted():
     assert check_params(Params, {"alpha": 1, "views": 1e1}) == Params(alpha=1.0, views=10)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ({"alpha": "1e-05"}, {"alpha": 1e-5}),  # 0.00001 as JSON writes it and YAML reads it
+        ({"alpha": np.float32(0.5), "views": np.int64(4)}, {"alpha": 0.5, "views": 4}),
+        ({"views": "8.0"}, {"views": 8}),
+        ({"views": str(2**53 + 1)}, {"views": 2**53 + 1}),
+        ({"exclude_last": "false"}, {"exclude_last": False}),
+        ({"exclude_last": "TRUE"}, {"exclude_last": True}),
+        ({"milestones": ["5e-1", 1]}, {"milestones": [0.5, 1.0]}),
+        ({"milestones": "[5e-1]"}, {"milestones": [0.5]}),
+        ({"names": "[01, NA, yes, 1.0]"}, {"names": ["01", "NA", "yes", "1.0"]}),
+        ({"name": "1e-5"}, {"name": "1e-5"}),
+    ],
+)
+def test_text_is_read_as_the_type_of_the_parameter(written, meant):
+    assert check_params(Params, written) == Params(**meant)
 
 
 def test_the_guard_sees_only_what_the_cell_defined():
@@ -89,12 +121,33 @@ def test_command_line_reads_the_same_types():
         ["--alpha", "x"],
         ["--milestones", "[0.5"],
         ["--views", "2", "--views", "4"],
+        ["--views=2", "--views", "4"],
+        ["--exclude_last", "--views", "4"],
+        ["--name", "a", "b"],
+        ["--names", "[a"],
     ],
 )
 def test_command_line_mistakes_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         params_from_command_line(Params, arguments, "program")
-    assert stopped.value.code == 2 and "program:" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.startswith("program: ") and said.count("\n") == 1
+
+
+def test_both_ways_of_writing_an_option_mean_the_same():
+    apart = ["--alpha", "1e-5", "--name", "a=b", "--exclude_last", "no"]
+    joined = ["--alpha=1e-5", "--name=a=b", "--exclude-last=false"]
+    assert params_from_command_line(Params, joined, "p") == Params(alpha=1e-5, name="a=b", exclude_last=False)
+    with pytest.raises(SystemExit):
+        params_from_command_line(Params, apart, "p")
+
+
+@pytest.mark.parametrize("error", [ValueError("two\nlines"), FileNotFoundError(2, "none", "x"), RuntimeError("busy")])
+def test_an_error_of_the_work_is_one_line(error, capsys):
+    with pytest.raises(SystemExit) as stopped, one_line_errors("program"):
+        raise error
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.startswith("program: ") and said.count("\n") == 1
 
 
 def _write_beyond_the_limit(path):
@@ -122,6 +175,26 @@ def test_tables_keep_their_content_in_both_formats(tmp_path):
     pd.testing.assert_frame_equal(pd.read_parquet(write_table(tmp_path / "t.parquet", table)), table)
     with pytest.raises(ValueError, match="xlsx"):
         write_table(tmp_path / "t.xlsx", table)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["ant", "bee"], ["0", "1"], ["01", "1e5"], ["NA", "None"], ["null", "nan"], ["True", "no"], ["a, b", 'a "b"']],
+)
+def test_text_in_a_table_stays_text(tmp_path, names):
+    table = pd.DataFrame({"name": names, "n": [1, 2], "value": [None, float("inf")], "right": [True, False]})
+    found = read_table(write_table(tmp_path / "t.csv", table))
+    assert found["name"].tolist() == names
+    pd.testing.assert_frame_equal(found[["n", "value", "right"]], table[["n", "value", "right"]])
+
+
+def test_text_with_holes_and_tables_of_other_tools(tmp_path):
+    table = pd.DataFrame({"name": ["01", None, "NA"], "line": ["a\nb", "c", None]})
+    found = read_table(write_table(tmp_path / "t.csv", table))
+    assert found.isna().to_numpy().tolist() == table.isna().to_numpy().tolist()
+    assert found.stack().tolist() == table.stack().tolist()
+    (tmp_path / "other.csv").write_text("name,value\nx,1\n,2.5\n")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "other.csv"), pd.read_csv(tmp_path / "other.csv"))
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
@@ -158,9 +231,10 @@ def test_the_same_name_with_other_parameters_is_an_error(folders):
         Run.open("a/b", {"alpha": 0.2})
     with pytest.raises(FileNotFoundError, match="no run 'c'"):
         Run.open("c")
-    for name in ("../x", "/x", "a b", ""):
+    for name in ("../x", "/x", "a b", "", ".", "a/./b", "a/", "$(touch x)", "a;b", "a\nb", "x" * 201, "ü" * 101):
         with pytest.raises(ValueError, match="name="):
             Run.open(name, {})
+    assert sorted(path.name for path in (folders / "runs").iterdir()) == ["a"]
 
 
 def test_the_table_of_runs_has_unfinished_ones_too(folders):
@@ -198,6 +272,29 @@ def test_experiments_use_known_parameters():
             run, _, seed = name.split("/")[1].rpartition("-s")
             assert check_params(kinds[run_group(section, run)[0]], params).seed == int(seed)
             assert params.get("start", name) in runs, "what it goes on from has this seed, too"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected profiles"),
+        ("- a\n- b\n", "expected profiles"),
+        ("p: {seeds: [0]\n", r"line 2: expected"),
+        ("p:\n  seeds: [0]\n  runs: {}\n  seeds: [1]\n", "line 4: 'seeds' is given twice"),
+        ("p: {runs: {a: {lr: 1, lr: 2}}}", "line 1: 'lr' is given twice"),
+        ("p: *nowhere", "line 1: found undefined alias"),
+        ("p: \t\x01", "is not YAML"),
+        ("p: !!python/name:os.system", "line 1: could not determine a constructor"),
+    ],
+)
+def test_a_wrong_experiments_file_is_one_line(folders, monkeypatch, text, message):
+    monkeypatch.setenv("DAINV_EXPERIMENTS", str(folders / "e.yaml"))
+    (folders / "e.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message) as found:
+        experiments()
+    assert "e.yaml" in str(found.value) and "\n" not in str(found.value)
+    (folders / "e.yaml").write_text("p: {common: &c {lr: 1}, runs: {a: {<<: *c, lr: 2}}}")
+    assert profile_of("p")["runs"]["a"] == {"lr": 2}, "a merged key may be replaced"
 
 
 def test_figure_runs_come_by_role_and_seed(folders, monkeypatch):
