@@ -32,7 +32,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import yaml
 
 # %% ../nbs/00_runs.ipynb #f03374fe
@@ -100,7 +99,7 @@ def atomic_write(
 # %% ../nbs/00_runs.ipynb #170e36e0
 def _plain(value):
     "A JSON-ready equivalent of numpy, torch and path values."
-    if isinstance(value, np.generic | torch.Tensor):
+    if isinstance(value, np.generic) or type(value).__module__.startswith("torch"):
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
@@ -258,6 +257,7 @@ def provenance(
     device: str = "cpu",  # where the computation ran
 ) -> dict:
     "Commit, dirty flag, versions, device and thread count of this process."
+    torch = sys.modules.get("torch")  # figures are drawn without it, and it takes seconds to import
     packages = ("torch", "torchvision", "numpy", "pandas")
     return dict(
         commit=_git("rev-parse", "HEAD"),
@@ -265,7 +265,7 @@ def provenance(
         python=platform.python_version(),
         versions={p: metadata.version(p) for p in packages},
         device=torch.cuda.get_device_name() if str(device).startswith("cuda") else platform.machine(),
-        threads=torch.get_num_threads(),
+        threads=torch.get_num_threads() if torch else 1,
     )
 
 # %% ../nbs/00_runs.ipynb #00403e6f
@@ -283,6 +283,7 @@ def save_checkpoint(
     state: dict,  # tensors and plain values
 ) -> Path:
     "The path, holding the state; what it held before is kept beside it as `NAME.previous.pt`."
+    import torch
 
     def save_and_rotate(temporary: Path) -> None:
         torch.save(state, temporary)
@@ -297,6 +298,8 @@ def load_checkpoint(
     map_location="cpu",
 ) -> dict | None:
     "The first whole checkpoint among the paths; None when there is none. Damaged ones are named in a warning."
+    import torch
+
     for path in paths:
         if not path.exists():
             continue

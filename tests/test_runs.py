@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -358,3 +360,9 @@ def test_a_profile_holds_networks_and_encoders(folders, monkeypatch):
 def test_labels_of_contrastive_runs():
     asked = [dict(penalty="twin", penalty_weight=weight) for weight in (0.0, 0.5)]
     assert [run_label(params) for params in asked] == ["no regularisation", "twin, λ = 0.5"]
+
+
+def test_what_draws_figures_does_not_wait_for_torch():
+    code = "import sys, dainv.plots, dainv.paper, dainv.invclr_plots; print(sorted({'torch', 'sklearn'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
