@@ -13,6 +13,7 @@ import math
 import sys
 import warnings
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,9 +28,10 @@ from .encoding import encode, encode_passes, some_items
 from .lars import LARS, ramp_cosine
 from .loop import Trainable, make_fabric, trained
 from .models import ENCODERS, build_encoder
+from .options import run_command, train_command
 from .penalties import PENALTIES, clamped, ramped, transformation_penalty
 from .ridge import component_errors, fit_ridge, r_squared
-from .runs import Run, params_from_command_line
+from .runs import Run
 from .sampling import ViewSampler
 from .spirograph import parameter_bounds, spirograph_task
 from .variance import variance_parts
@@ -497,7 +499,5 @@ def load_views(
 
 # %% ../nbs/42_pretraining.ipynb #fa0588ea
 if __name__ == "__main__" and globals().get("__spec__") is not None:
-    finished_run = pretrain(params_from_command_line(PretrainParams, sys.argv[1:], "python -m dainv.pretraining"))
-    found_metrics = finished_run.result["metrics"]
-    shown = ", ".join(f"{name} {found_metrics[name]:.4f}" for name in ("accuracy", "variance_ratio", "alpha_error"))
-    print(f"{finished_run.folder}: {shown}")
+    command = partial(train_command, PretrainParams, pretrain, "python -m dainv.pretraining")
+    sys.exit(run_command(command, sys.argv[1:], "python -m dainv.pretraining"))

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import pandas as pd
 import torch
@@ -27,7 +28,8 @@ from .data import ImageData, load_data, restricted
 from .invariance import METRICS, InvarianceObjective, pooled
 from .loop import PRECISIONS, Trainable, make_fabric, on_gpu, trained
 from .models import BATCH_NORMS, INITS, build_model, evaluating, record
-from .runs import Run, params_from_command_line
+from .options import run_command, train_command
+from .runs import Run
 from .sampling import ViewSampler
 
 # %% ../nbs/40_training.ipynb #4dcd4c81
@@ -600,5 +602,5 @@ def time_steps(
 
 # %% ../nbs/40_training.ipynb #06dbdd52
 if __name__ == "__main__" and globals().get("__spec__") is not None:
-    finished_run = train(params_from_command_line(TrainParams, sys.argv[1:], "python -m dainv.training"))
-    print(f"{finished_run.folder}: test accuracy {finished_run.result['metrics']['test_accuracy']:.4f}")
+    command = partial(train_command, TrainParams, train, "python -m dainv.training")
+    sys.exit(run_command(command, sys.argv[1:], "python -m dainv.training"))

@@ -1,0 +1,138 @@
+"The program `dainv`: what it prints, refuses and returns."
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from dainv import __version__
+from dainv.cli import COMMANDS, main
+from dainv.options import Parser, add_options, field_comments, params_from_options, read_list, run_command
+from dainv.pretraining import PretrainParams
+from dainv.runs import Run
+from dainv.training import TrainParams
+
+
+def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
+    "Status, standard output and standard error of a call."
+    try:
+        status = main(list(arguments))
+    except SystemExit as stopped:
+        status = stopped.code
+    said = capsys.readouterr()
+    return status or 0, said.out, said.err
+
+
+def refused(capsys, *arguments: str) -> str:
+    "The one line of an error, whose status is 2."
+    status, _, err = outcome(capsys, *arguments)
+    assert status == 2 and err.count("\n") == 1 and "Traceback" not in err, err
+    return err
+
+
+def test_help_lists_every_command_and_needs_no_torch():
+    code = "import sys; from dainv.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.returncode == 0 and all(f"\n  {name} " in shown.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("module", ["dainv", "dainv.cli"])
+def test_the_package_and_the_module_are_programs(module):
+    shown = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
+    assert (shown.returncode, shown.stdout) == (0, f"dainv {__version__}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_its_options(capsys, command):
+    status, out, _ = outcome(capsys, command, "--help")
+    assert status == 0 and f"usage: dainv {command}" in out and "--debug" in out
+
+
+@pytest.mark.parametrize("cls", [TrainParams, PretrainParams])
+def test_every_parameter_is_an_option_with_its_comment_and_default(cls):
+    parser = Parser("p", "")
+    add_options(parser, cls)
+    shown = " ".join(parser.format_help().split())
+    comments = field_comments(cls)
+    for one in dataclasses.fields(cls):
+        assert f"--{one.name} " in shown and comments[one.name].split(";")[0] in shown, one.name
+        given = vars(parser.parse_args([f"--{one.name}=1"]))
+        assert given == {one.name: "1"}
+    assert params_from_options(cls, {}) == cls()
+
+
+def test_values_of_all_types_in_both_spellings():
+    parser = Parser("p", "")
+    add_options(parser, TrainParams)
+    line = [
+        "--alpha=0.2",
+        "--beta-end",
+        "-1",
+        "--layers",
+        "[conv7, conv8]",
+        "--classes=a b,007",
+        "--milestones",
+        "0.5,.75",
+    ]
+    asked = params_from_options(
+        TrainParams, vars(parser.parse_args([*line, "--pool=true", "--name", "=x", "--views", "4"]))
+    )
+    assert (asked.alpha, asked.beta_end, asked.pool, asked.name, asked.views) == (0.2, -1.0, True, "=x", 4)
+    assert (asked.layers, asked.classes, asked.milestones) == (["conv7", "conv8"], ["a b", "007"], [0.5, 0.75])
+    assert read_list("") == read_list("[]") == [] and read_list("a") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tran"], "did you mean train?"),
+        (["train", "--alhpa", "0.1"], "did you mean --alpha?"),
+        (["train", "--alph", "0.1"], "did you mean --alpha?"),
+        (["train", "--alpha", "0.1", "--alpha=0.2"], "--alpha is given twice"),
+        (["train", "--batch_size", "8", "--batch-size=8"], "--batch_size is given twice"),
+        (["train", "--alpha"], "expected one argument"),
+        (["train", "--alpha", "x"], "'alpha': expected float"),
+        (["train", "--alpha=1.5"], "alpha=1.5"),
+        (["train", "--layers", "[a"], "is no list"),
+        (["train", "more"], "unknown argument 'more'"),
+        (["figures", "--profile", "quik"], "profile='quik'"),
+        (["runs", "--format", "xml"], "invalid choice"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, folders, arguments, said):
+    assert said in refused(capsys, *arguments)
+    assert not list((folders / "runs").iterdir())
+
+
+def test_a_traceback_is_shown_on_demand(folders):
+    with pytest.raises(ValueError, match="alpha=1.5"):
+        main(["train", "--alpha=1.5", "--debug"])
+
+
+def test_errors_of_the_program_itself_are_told_from_those_of_its_input(capsys):
+    assert run_command(lambda a: {}["x"], [], "p") == 2
+    assert capsys.readouterr().err == "p: KeyError: 'x' (--debug shows where)\n"
+
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    assert run_command(interrupted, [], "p") == 130
+
+
+def test_a_run_is_trained_and_listed(capsys, folders, tiny):
+    line = [f"--{name}={value}" for name, value in {**tiny, "epochs": 1, "name": "mine"}.items()]
+    status, out, _ = outcome(capsys, "train", *line)
+    accuracy = Run.open("mine").result["metrics"]["test_accuracy"]
+    assert status == 0 and out.strip().endswith(f"mine: test accuracy {accuracy:.4f}")
+    status, out, _ = outcome(capsys, "runs", "--format=csv", "--columns", "test_accuracy,epochs")
+    name, finished, *values = out.splitlines()[1].split(",")
+    assert (status, name, finished, float(values[0])) == (0, "mine", "True", 1.0) and float(values[1]) == pytest.approx(
+        accuracy
+    )
+    assert "no run has 'acc'" in refused(capsys, "runs", "--columns", "acc")
+
+
+def test_no_runs_is_no_error(capsys, folders):
+    status, out, err = outcome(capsys, "runs")
+    assert status == 0 and not out and "no runs in" in err
