@@ -1,6 +1,7 @@
 """The published numbers, the comparison with ours, and the report pages."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 
 from dainv import paper
+from dainv.runs import figures_folder
 
 DAI = ("dai_accuracy", "dai_score", "dai_loss_dynamics", "dai_time")
 NAMES = (*DAI, "invariance_accuracy", "invariance_pc1", "invariance_pairs")
@@ -219,3 +221,13 @@ def test_report_can_be_written_again_without_change(monkeypatch, tmp_path):
     write_record(tmp_path / "quick", "dai_score")
     first = paper.write_report("quick").read_bytes(), (tmp_path / "index.html").read_bytes()
     assert (paper.write_report("quick").read_bytes(), (tmp_path / "index.html").read_bytes()) == first
+
+
+def test_gallery_links_only_files_that_exist():
+    folder = figures_folder()
+    text = (folder / "README.md").read_text(encoding="utf8")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 100
+    assert not [link for link in links if not (folder / link).exists()]
+    pictures = {str(p.relative_to(folder)) for p in folder.glob("*/*.png") if p.parent.name != "quick"}
+    assert pictures <= set(links), "a figure is missing: run `write_gallery()`"
