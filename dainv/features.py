@@ -57,7 +57,7 @@ def layer_modules(
     walk(model, "")
     return found
 
-# %% ../nbs/08_features.ipynb #56ba7a02
+# %% ../nbs/08_features.ipynb #344fb4ce
 _STEP = r"\[(?:\d+|\"[^\"]*\"|'[^']*')\]"
 
 
@@ -81,8 +81,8 @@ class _Point:
                     return cls(layer, name[:end], int(rest[1]) if rest[1] else None, rest[2])
         names = [name for name in modules if name]
         near = difflib.get_close_matches(layer, names, cutoff=0.6)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names[:50]) or 'none'}"
-        raise ValueError(f"layer {layer!r} is not in the model; {hint}")
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"layer {layer!r} is not in the model; known: {', '.join(names[:60]) or 'none'}{hint}")
 
 # %% ../nbs/08_features.ipynb #5a503ff8
 def _tensors(output, name: str) -> dict[str, torch.Tensor]:
@@ -231,7 +231,7 @@ class _Recorder:
                     )
         self.watched.clear()
 
-# %% ../nbs/08_features.ipynb #91b7e5c1
+# %% ../nbs/08_features.ipynb #c67b1762
 @contextmanager
 def record(
     model: nn.Module,
@@ -272,7 +272,7 @@ def evaluating(
         for module, training in modes:
             module.training = training
 
-# %% ../nbs/08_features.ipynb #5f389d38
+# %% ../nbs/08_features.ipynb #1970f3be
 @dataclass(frozen=True)
 class _Axes:
     "Which axis of a tensor holds the channels, made by which operation, and which positions are no patches."
@@ -387,7 +387,7 @@ def network_output(
         given = given.to(like.dtype)
     return model(given)
 
-# %% ../nbs/08_features.ipynb #ae1f4044
+# %% ../nbs/08_features.ipynb #163e22cb
 def _default_layers(module: nn.Module, found: Activations, name: str = "") -> list[str]:
     "The children of a module that take part in the pass, or what is inside a container that does not."
     names, seen = [], []
@@ -409,7 +409,7 @@ def _default_layers(module: nn.Module, found: Activations, name: str = "") -> li
         )
     return names
 
-# %% ../nbs/08_features.ipynb #3b5c7b90
+# %% ../nbs/08_features.ipynb #21b7e9c2
 def _layout(layer: str, outputs: Sequence[torch.Tensor], axes: _Axes | None, tokens: dict) -> Layout:
     "The layout of a layer, from its outputs for two and for three images."
     small, large = outputs

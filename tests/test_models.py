@@ -198,9 +198,6 @@ def test_a_network_and_its_measuring_points_are_those_of_the_definition(name, re
 def test_no_layer_is_overwritten_after_it_was_recorded(name):
     model, x, copies = small(name).train(), pictures(), {}
     layers = [layer for layer, _ in model.named_modules() if layer]
-    if name in RESNETS:  # torchvision's blocks add their shortcut to the output of the last norm, in place
-        last = {"resnet18": "bn2", "resnet50": "bn3"}[name]
-        layers = [layer for layer in layers if not layer.endswith(last)]
     hooks = [
         module.register_forward_hook(
             lambda module, arguments, output, layer=layer: copies.update({layer: output.clone()})
@@ -212,7 +209,9 @@ def test_no_layer_is_overwritten_after_it_was_recorded(name):
         model(x)
     for hook in hooks:
         hook.remove()
-    assert all(torch.equal(activations[layer], copies[layer]) for layer in layers)
+    called_once = [layer for layer in layers if layer in activations]
+    assert len(called_once) > 0.8 * len(layers)
+    assert all(torch.equal(activations[layer], copies[layer]) for layer in called_once)
 
 
 def test_layers_before_an_in_place_relu_are_recorded_as_they_were():
