@@ -13,6 +13,7 @@ from torch import nn
 
 from .data import balanced_subset
 from .models import evaluating
+from .precision import inference_precision
 
 # %% ../nbs/25_encoding.ipynb #159f5d3b
 def _item_ids(views, half: str, ids: torch.Tensor | None) -> torch.Tensor:
@@ -45,6 +46,7 @@ def encode(
     transformed: bool = True,  # False: the items as they are
     head: nn.Module | None = None,  # applied to the features, such as the projection head
     batch_size: int = 500,
+    precision: str = "auto",  # of encoder and head: auto, 32-true or bf16-mixed; images are drawn in 32 bits
 ) -> torch.Tensor:  # (N, d), float32, on the CPU
     "The features of one view of each item, in evaluation mode; a ValueError names an item whose features are not finite."
     ids, parts = _item_ids(views, half, ids), []
@@ -53,8 +55,10 @@ def encode(
         for some in ids.split(batch_size):
             drawn = views.draw(half, some, passes, view, seed) if transformed else None
             images = views.images(half, some, drawn)
-            features = encoder(images.contiguous(memory_format=torch.channels_last))
-            parts.append(_finite((head(features) if head is not None else features).float().cpu(), some))
+            with inference_precision(images.device, precision):
+                features = encoder(images.contiguous(memory_format=torch.channels_last))
+                features = head(features) if head is not None else features
+            parts.append(_finite(features.float().cpu(), some))
     return torch.cat(parts)
 
 # %% ../nbs/25_encoding.ipynb #b3bd409e

@@ -26,12 +26,13 @@ from .contrastive import ProjectionHead, nt_xent_parts
 from .data import load_data
 from .encoding import encode, encode_passes, some_items
 from .lars import LARS, ramp_cosine
-from .loop import Trainable, make_fabric, trained
+from .loop import Trainable, device_kind, make_fabric, run_precision, trained
 from .models import ENCODERS, build_encoder
 from .options import run_command, train_command
 from .penalties import PENALTIES, clamped, ramped, transformation_penalty
+from .precision import choose_precision
 from .ridge import component_errors, fit_ridge, r_squared
-from .runs import Run
+from .runs import Run, runs_folder
 from .sampling import ViewSampler
 from .spirograph import parameter_bounds, spirograph_task
 from .variance import variance_parts
@@ -79,7 +80,7 @@ class PretrainParams:
     measure_every: int = 1  # epochs between measurements on the test items; the last epoch is always measured
     measure_items: int = 500  # test items to measure on
     device: str = "auto"  # auto, cpu, cuda
-    precision: str = "auto"  # 32-true or bf16-mixed; auto: bf16-mixed on a GPU, 32-true on a CPU
+    precision: str = "auto"  # 32-true, bf16-mixed, or auto: bf16-mixed where the hardware is made for it
     devices: int = 1  # processes that share a batch; above 1: under torchrun
 
 # %% ../nbs/42_pretraining.ipynb #8cd8b480
@@ -412,9 +413,10 @@ class ContrastiveTrainer(Trainable):
     columns = ["loss", "contrastive", "right", "penalty", "clamped"]
     state, load_state, epoch_row = _trainer_state, _load_trainer_state, _epoch_row
 
-    def __init__(self, p: PretrainParams, views, fabric: Fabric | None = None):
+    def __init__(self, p: PretrainParams, views, fabric: Fabric | None = None, precision: str = ""):
         self.p, self.name, self.epochs, self.lr = p, p.name, p.epochs, p.lr
-        self.fabric = fabric or make_fabric(p.device, p.precision, p.devices)
+        self.precision = choose_precision(precision or p.precision, device_kind(p.device))
+        self.fabric = fabric or make_fabric(p.device, self.precision, p.devices)
         self.views = views.to(self.fabric.device)
         self.sampler = ViewSampler(views.count("train"), p.batch_size, 1, p.seed)
         self.steps_per_epoch = self.sampler.steps_per_epoch
@@ -456,13 +458,14 @@ def pretrain(
 ) -> Run:  # finished
     "Trains, resumes or returns the contrastive run that the parameters describe."
     p, views = resolve(params)
-    fabric = make_fabric(p.device, p.precision, p.devices)
+    precision = run_precision(Run(runs_folder() / p.name), p.precision, p.device)
+    fabric = make_fabric(p.device, precision, p.devices)
     if p.start:
         _check_start(p, Run.open(p.start), views)
     if fabric.is_global_zero:
         Run.open(p.name, asdict(p))
     fabric.barrier()
-    return trained(Run.open(p.name, asdict(p)), lambda: ContrastiveTrainer(p, views, fabric), p.seed)
+    return trained(Run.open(p.name, asdict(p)), lambda: ContrastiveTrainer(p, views, fabric, precision), p.seed)
 
 # %% ../nbs/42_pretraining.ipynb #21d6ba0f
 def _load_module(run: Run) -> _Contrast:

@@ -26,9 +26,10 @@ from .augment import SCHEMES, draw_views, scheme, transform
 from .collapse import effective_rank, pc1_share
 from .data import ImageData, load_data, restricted
 from .invariance import METRICS, InvarianceObjective, pooled
-from .loop import PRECISIONS, Trainable, make_fabric, on_gpu, trained
+from .loop import Trainable, device_kind, make_fabric, on_gpu, run_precision, trained
 from .models import BATCH_NORMS, INITS, build_model, evaluating, record
 from .options import run_command, train_command
+from .precision import PRECISIONS, choose_precision, inference_precision
 from .runs import Run
 from .sampling import ViewSampler
 
@@ -78,7 +79,7 @@ class TrainParams:
     seed: int = 0  # of the initial weights, the order of the images and their views
     monitor_every: int = 4  # steps between measurements of losses that carry no weight
     device: str = "auto"  # auto, cpu, cuda
-    precision: str = "auto"  # auto: bf16-mixed on a GPU, 32-true on a CPU
+    precision: str = "auto"  # auto: bf16-mixed where the hardware is made for it, else 32-true
     compile: str = "auto"  # on, off, or auto: on a GPU
 
 # %% ../nbs/40_training.ipynb #a71a0458
@@ -400,9 +401,15 @@ class Trainer(Trainable):
 
     step, state, load_state = _step, _trainer_state, _load_trainer_state
 
-    def __init__(self, p: TrainParams, data: ImageData):
+    def __init__(
+        self,
+        p: TrainParams,
+        data: ImageData,
+        precision: str = "",  # that a run was begun in; empty: the parameters'
+    ):
         self.p, self.name, self.epochs, self.lr = p, p.name, p.epochs, p.lr
-        self.fabric = make_fabric(p.device, p.precision)
+        self.precision = choose_precision(precision or p.precision, device_kind(p.device))
+        self.fabric = make_fabric(p.device, self.precision)
         self.device = self.fabric.device
         self.data = data.to(self.device)
         self.sampler = _sampler(p, data)
@@ -455,10 +462,11 @@ def predict(
     views: int = 1,  # number of views whose softmax is averaged
     seed: int = 0,
     batch_size: int = 500,
+    precision: str = "auto",  # of the network: auto, 32-true or bf16-mixed
 ) -> torch.Tensor:  # (N, classes), probabilities
     "Class probabilities in evaluation mode, averaged over the views."
     chunks = []
-    with evaluating(model):
+    with evaluating(model), inference_precision(images.device, precision):
         for ids in torch.arange(len(images), device=images.device).split(batch_size):
             total = sum(_probabilities(model, images, ids, scheme_name, view, seed) for view in range(views))
             chunks.append(total / views)
@@ -480,7 +488,7 @@ def _top_features(trainer: Trainer) -> torch.Tensor:
     "Activations of the last measured layer for the first 512 test images."
     top = trainer.layers[-1]
     with record(trainer.bare_model, [top]) as activations:
-        predict(trainer.model, trainer.data.test.images[:512], batch_size=512)
+        predict(trainer.model, trainer.data.test.images[:512], batch_size=512, precision=trainer.precision)
     return activations[top].float()
 
 # %% ../nbs/40_training.ipynb #fc2fe6bf
@@ -490,7 +498,7 @@ def _probe_accuracy(trainer: Trainer) -> float:
     test, right = trainer.data.test, 0
     with record(trainer.bare_model, [trainer.probe_layer]) as activations, evaluating(trainer.probe) as probe:
         for ids in torch.arange(len(test.images), device=trainer.device).split(500):
-            predict(trainer.model, test.images[ids])
+            predict(trainer.model, test.images[ids], precision=trainer.precision)
             right += (probe(activations[trainer.probe_layer]).argmax(1) == test.labels[ids]).sum().item()
     return right / len(test.images)
 
@@ -498,7 +506,8 @@ def _probe_accuracy(trainer: Trainer) -> float:
 def test_metrics(trainer: Trainer) -> dict:
     "Accuracy and cross entropy on the test set without augmentation, and the collapse diagnostics of the top layer."
     test = trainer.data.test
-    probabilities, features = predict(trainer.model, test.images), _top_features(trainer)
+    probabilities = predict(trainer.model, test.images, precision=trainer.precision)
+    features = _top_features(trainer)
     live = {"probe_accuracy": _probe_accuracy(trainer)} if trainer.probe is not None else {}
     trainer.activations.clear()
     finite = bool(torch.isfinite(features).all())
@@ -548,7 +557,7 @@ def train(
     "Trains, resumes or returns the run that the parameters describe."
     p, data = resolve(params, loaded)
     run = Run.open(p.name, asdict(p), defaults=asdict(TrainParams()))
-    return trained(run, lambda: Trainer(p, data), p.seed)
+    return trained(run, lambda: Trainer(p, data, run_precision(run, p.precision, p.device)), p.seed)
 
 # %% ../nbs/40_training.ipynb #308e8a44
 def load_model(

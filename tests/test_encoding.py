@@ -26,8 +26,8 @@ def encoder():
 def test_features_do_not_depend_on_the_batch_or_on_the_mode(drawings, encoder):
     encoder.train()
     before = [buffer.clone() for buffer in encoder.buffers()]
-    whole = encode(encoder, drawings, "test", seed=3)
-    some = encode(encoder, drawings, "test", torch.tensor([4, 9]), seed=3, batch_size=1)
+    whole = encode(encoder, drawings, "test", seed=3, precision="32-true")
+    some = encode(encoder, drawings, "test", torch.tensor([4, 9]), seed=3, batch_size=1, precision="32-true")
     torch.testing.assert_close(some, whole[[4, 9]], rtol=1e-5, atol=1e-6)
     assert encoder.training and all(torch.equal(a, b) for a, b in zip(before, encoder.buffers(), strict=True))
     assert not whole.requires_grad and whole.shape == (30, encoder.n_features)
@@ -72,3 +72,11 @@ def test_photographs_in_the_order_of_their_classes_are_picked_from_all(blobs):
     uncropped = ColourViews(load_data("folder", blobs), crop=False)
     assert watch(Columns(), uncropped, n_items=16)["target_accuracy"] > 0.7
     assert some_items(SpirographViews(spirograph_task(9, 5)), "train", 4).tolist() == [0, 1, 2, 3]
+
+
+def test_features_in_16_bits_are_near_those_in_32(drawings, encoder, monkeypatch):
+    exact, rounded = (encode(encoder, drawings, "test", precision=kind) for kind in ("32-true", "bf16-mixed"))
+    assert not torch.equal(exact, rounded) and rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=0.03, atol=0.03)
+    monkeypatch.setattr("dainv.precision.fast_bf16", lambda device: True)
+    assert torch.equal(encode(encoder, drawings, "test"), rounded)

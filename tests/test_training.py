@@ -316,6 +316,58 @@ def test_a_run_older_than_the_readings_is_still_that_run(tiny, capsys):
         train(TrainParams(**{**tiny, "batch_norm": False}, name="old"))
 
 
+def on_a_processor(monkeypatch, fast):
+    "Whether it multiplies bfloat16 in hardware, as far as the package knows."
+    monkeypatch.setattr("dainv.precision.fast_bf16", lambda device: fast)
+
+
+@pytest.mark.parametrize("begun_fast", [True, False])
+def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(tiny, monkeypatch, begun_fast):
+    on_a_processor(monkeypatch, begun_fast)
+    begun = "bf16-mixed" if begun_fast else "32-true"
+    undisturbed = train(TrainParams(**tiny, name="undisturbed"))
+    assert undisturbed.result["precision"] == begun and undisturbed.params["precision"] == "auto"
+
+    def stopped(trainer, epoch, bar, whole=loop.train_epoch):
+        if epoch == 2:
+            raise InterruptedError
+        return whole(trainer, epoch, bar)
+
+    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+        patched.setattr(loop, "train_epoch", stopped)
+        train(TrainParams(**tiny, name="moved"))
+    on_a_processor(monkeypatch, not begun_fast)
+    with pytest.warns(UserWarning, match=f"'moved' was begun in {begun} and goes on in it"):
+        moved = train(TrainParams(**tiny, name="moved"))
+    assert moved.result["precision"] == begun and same(weights(moved), weights(undisturbed))
+    elsewhere = train(TrainParams(**tiny, name="elsewhere"))
+    assert elsewhere.result["precision"] != begun and not same(weights(elsewhere), weights(undisturbed))
+
+
+def test_a_checkpoint_that_does_not_say_its_precision_is_of_32_bits(tiny, monkeypatch):
+    on_a_processor(monkeypatch, False)
+    reference = train(TrainParams(**tiny, name="reference"))
+    checkpoint = reference.load_checkpoint()
+    run = Run.open("older", {**reference.params, "name": "older"})
+    run.save_checkpoint({k: v for k, v in checkpoint.items() if k != "precision"})
+    on_a_processor(monkeypatch, True)
+    with pytest.warns(UserWarning, match="begun in 32-true"):
+        assert train(TrainParams(**tiny, name="older")).result["precision"] == "32-true"
+
+
+def test_predictions_are_made_in_the_precision_that_is_asked_for(tiny, monkeypatch):
+    on_a_processor(monkeypatch, True)
+    run = train(TrainParams(**{**tiny, "precision": "32-true"}, name="single"))
+    model, images = load_model(run), load_run_data(run).test.images
+    exact, rounded, auto = (predict(model, images, precision=kind) for kind in ("32-true", "bf16-mixed", "auto"))
+    assert torch.equal(auto, rounded) and not torch.equal(exact, rounded)
+    torch.testing.assert_close(rounded, exact, atol=0.02, rtol=0)
+    accuracy = (exact.argmax(1) == load_run_data(run).test.labels).float().mean().item()
+    assert run.result["metrics"]["test_accuracy"] == pytest.approx(accuracy)
+    losses = -exact.gather(1, load_run_data(run).test.labels[:, None]).log().mean()
+    assert run.result["metrics"]["test_cross_entropy"] == pytest.approx(losses.item(), abs=1e-6)
+
+
 def test_steps_are_timed_in_turn(tiny):
     p, data = resolve(TrainParams(**tiny))
     table = time_steps(p, data, [{"views": 1, "alpha": 0.0}, {"alpha": 0.1}], repeats=3)
