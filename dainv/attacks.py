@@ -7,16 +7,19 @@ __all__ = ['logit_margin', 'input_gradient', 'fgsm', 'pgd', 'attack_table', 'mas
 
 # %% ../nbs/56_attacks.ipynb #d09dd915
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
+from numbers import Integral
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .images import as_floats, check_images, check_labels, check_strength, network_input
 from .models import evaluating
 
 # %% ../nbs/56_attacks.ipynb #af5764a4
@@ -25,7 +28,9 @@ def logit_margin(
     labels: torch.Tensor,  # (N,), int64
 ) -> torch.Tensor:  # (N,), positive where another class wins
     "The largest of the other logits minus the logit of the label."
-    labelled = F.one_hot(labels, logits.shape[1]).bool()
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(f"labels: shape {tuple(labels.shape)}, expected one for each of the {len(logits)} logits")
+    labelled = F.one_hot(labels.long(), logits.shape[1]).bool()
     return logits.masked_fill(labelled, -math.inf).amax(1) - logits[labelled]
 
 # %% ../nbs/56_attacks.ipynb #0ecfb4f6
@@ -51,26 +56,37 @@ def _attackable(model: nn.Module, device: torch.device) -> Iterator[None]:
                 parameter.requires_grad_(True)
 
 # %% ../nbs/56_attacks.ipynb #a8b9076a
+class _Victim(nn.Module):
+    "Pixels in [0, 1] -> what the model answers to them."
+
+    def __init__(self, model: nn.Module, preprocess: Callable | None = None):
+        super().__init__()
+        self.model, self.preprocess = model, preprocess
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+        self.device, self.dtype = like.device, like.dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(network_input(x, self.preprocess).to(self.dtype))
+
+
 @torch.inference_mode(False)
-def _checked_pixels(images):
-    "Float32 pixels in [0, 1], of uint8 or float images."
-    if not len(images):
-        raise ValueError("images: there is not one to attack")
-    if not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise ValueError(f"images are {images.dtype}: expected uint8, or floats in [0, 1]")
-    x = images.float() / 255 if images.dtype == torch.uint8 else images.detach().float()
-    if not ((x >= 0) & (x <= 1)).all():
-        raise ValueError("images hold pixels outside [0, 1] or NaN: attack pixels, with the normalisation in the model")
+def _checked_pixels(images, device):
+    "Float32 pixels in [0, 1], of uint8 or float images, on a device."
+    x = as_floats(check_images(images, channels=None)).detach().float().to(device)
     # a tensor made in inference mode cannot take a gradient, its copy can
     return x.clone() if x.is_inference() else x
 
 # %% ../nbs/56_attacks.ipynb #9a05fd04
 def _checked_logits(model, x):
     logits = model(x)
+    if not isinstance(logits, torch.Tensor):
+        raise ValueError(f"model gives a {type(logits).__name__}: wrap it in a module that returns the logits alone")
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(f"model gives {tuple(logits.shape)}: expected logits (N, classes) of at least two classes")
     if not logits.isfinite().all():
         raise ValueError("logits of the model hold a value that is not finite: nothing to climb")
+    if len(logits) != len(x):
+        raise ValueError(f"model gives {tuple(logits.shape)} for {len(x)} images: expected a row of logits for each")
     return logits.float()
 
 
@@ -84,15 +100,7 @@ def _checked_labels(model, x, labels, batch_size):
     "The labels to move away from: those given, or the model's own predictions."
     if labels is None:
         return _predictions(model, x, batch_size)
-    labels = torch.as_tensor(labels, device=x.device).clone()
-    if labels.shape != x.shape[:1] or labels.is_floating_point():
-        raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}: expected {len(x)} integers, one per image")
-    classes = _checked_logits(model, x[:1]).shape[1]
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(
-            f"labels lie in {labels.min().item()}..{labels.max().item()}: the model has logits for 0..{classes - 1}"
-        )
-    return labels.long()
+    return check_labels(labels, len(x), _checked_logits(model, x[:1]).shape[1]).to(x.device)
 
 # %% ../nbs/56_attacks.ipynb #10efd43a
 def _checked_loss(loss):
@@ -113,49 +121,48 @@ def _gradient(model, x, labels, loss):
     return gradient
 
 # %% ../nbs/56_attacks.ipynb #5accc312
+def _check_counts(**counts):
+    "A ValueError for a count that is not a whole number of at least 1."
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
+
+
 def input_gradient(
     model: nn.Module,
-    images: torch.Tensor,  # (N, ...), uint8, or float in [0, 1]
+    images: torch.Tensor | np.ndarray,  # (N, ...), uint8, or float in [0, 1]
     labels: torch.Tensor | None = None,  # (N,); None: the model's own predictions
     *,
     loss: str = "cross_entropy",  # or "margin"
+    preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,  # from [0, 1] pixels: normalisation
     batch_size: int = 250,
 ) -> torch.Tensor:  # as images, float32
     "The gradient of the loss of each image with respect to its pixels."
-    x, climb = _checked_pixels(images), _checked_loss(loss)
+    _check_counts(batch_size=batch_size)
+    model, climb = _Victim(model, preprocess), _checked_loss(loss)
+    x = _checked_pixels(images, model.device)
     with _attackable(model, x.device):
         labels = _checked_labels(model, x, labels, batch_size)
         parts = zip(x.split(batch_size), labels.split(batch_size), strict=True)
         return torch.cat([_gradient(model, *part, climb) for part in parts])
 
-# %% ../nbs/56_attacks.ipynb #b66a8135
-def _checked_eps(eps):
-    "A list of strengths, and whether they were a single number."
-    try:
-        strengths = torch.as_tensor(eps, dtype=torch.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"eps={eps!r}: expected a number or a sequence of numbers") from error
-    if strengths.ndim > 1 or not strengths.numel():
-        raise ValueError(f"eps={eps!r}: expected a number or a sequence of numbers")
-    if not strengths.isfinite().all() or (strengths < 0).any():
-        raise ValueError(f"eps={eps!r}: a strength is a distance in pixel values, finite and not below 0")
-    return strengths.flatten().tolist(), strengths.ndim == 0
-
 # %% ../nbs/56_attacks.ipynb #e05918da
 def fgsm(
     model: nn.Module,  # pixels in [0, 1] -> logits
-    images: torch.Tensor,  # (N, ...), uint8, or float in [0, 1]
+    images: torch.Tensor | np.ndarray,  # (N, ...), uint8, or float in [0, 1]
     labels: torch.Tensor | None,  # (N,), to move away from; None: the model's own predictions
-    eps: float | Sequence[float],  # largest change of a pixel; several strengths become a leading dimension
+    eps: float | Sequence[float],  # largest change of a pixel, up to 1; several strengths become a leading dimension
     *,
     loss: str = "cross_entropy",  # or "margin"
+    preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,  # from [0, 1] pixels: normalisation
     batch_size: int = 250,
 ) -> torch.Tensor:  # (N, ...) or (strengths, N, ...), float32, in [0, 1]
     "Images moved by one step of the fast gradient sign method; one gradient serves all strengths."
-    x, (strengths, single) = _checked_pixels(images), _checked_eps(eps)
-    direction = input_gradient(model, x, labels, loss=loss, batch_size=batch_size).sign()
-    attacked = torch.stack([(x + strength * direction).clamp(0, 1) for strength in strengths])
-    return attacked[0] if single else attacked
+    strengths, options = check_strength(eps), dict(loss=loss, preprocess=preprocess, batch_size=batch_size)
+    x = _checked_pixels(images, _Victim(model).device)
+    direction = input_gradient(model, x, labels, **options).sign()
+    attacked = torch.stack([(x + strength * direction).clamp(0, 1) for strength in strengths.flatten().tolist()])
+    return attacked if strengths.ndim else attacked[0]
 
 # %% ../nbs/56_attacks.ipynb #2df23b59
 def _attempt(model, loss, steps, step_size, x, start, labels, eps):
@@ -192,21 +199,21 @@ def _random_starts(x, restarts, seed):
         yield (torch.rand(x.shape, generator=torch.Generator().manual_seed(each)) * 2 - 1).to(x.device)
 
 # %% ../nbs/56_attacks.ipynb #f56e6f29
-def _checked_search(steps, step_size, random_start, restarts, batch_size):
-    for name, value in dict(steps=steps, restarts=restarts, batch_size=batch_size).items():
-        if value != int(value) or value < 1:
-            raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
+def _check_search(steps, step_size, random_start, restarts, batch_size, seed):
+    _check_counts(steps=steps, restarts=restarts, batch_size=batch_size)
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r}: expected a whole number of at least 0 and below 2^63")
     if restarts > 1 and not random_start:
         raise ValueError(f"restarts={restarts} without random_start would repeat one search")
-    if step_size is not None and not (math.isfinite(step_size) and step_size > 0):
+    if step_size is not None and not (check_strength(step_size, "step_size") > 0).all():
         raise ValueError(f"step_size={step_size!r}: expected a length in pixel values above 0, or None")
 
 # %% ../nbs/56_attacks.ipynb #0a08a455
 def pgd(
     model: nn.Module,  # pixels in [0, 1] -> logits
-    images: torch.Tensor,  # (N, ...), uint8, or float in [0, 1]
+    images: torch.Tensor | np.ndarray,  # (N, ...), uint8, or float in [0, 1]
     labels: torch.Tensor | None,  # (N,), to move away from; None: the model's own predictions
-    eps: float | Sequence[float],  # largest change of a pixel; several strengths become a leading dimension
+    eps: float | Sequence[float],  # largest change of a pixel, up to 1; several strengths become a leading dimension
     steps: int = 40,
     *,
     step_size: float | None = None,  # in pixel values; None: 2.5 eps / steps, the published one is 0.01
@@ -214,17 +221,19 @@ def pgd(
     restarts: int = 1,  # searches; each repeats only the images not yet misclassified
     loss: str = "cross_entropy",  # or "margin"
     seed: int = 0,
+    preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,  # from [0, 1] pixels: normalisation
     batch_size: int = 250,  # images, times strengths, in one pass
 ) -> torch.Tensor:  # (N, ...) or (strengths, N, ...), float32, in [0, 1]
     "Images moved by projected gradient descent; where no search fools the model, those of the highest loss."
-    _checked_search(steps, step_size, random_start, restarts, batch_size)
-    x, (strengths, single) = _checked_pixels(images), _checked_eps(eps)
+    _check_search(steps, step_size, random_start, restarts, batch_size, seed)
+    strengths, model = check_strength(eps), _Victim(model, preprocess)
+    x = _checked_pixels(images, model.device)
     attempt = partial(_attempt, model, _checked_loss(loss), steps, step_size)
     with _attackable(model, x.device):
         labels = _checked_labels(model, x, labels, batch_size)
         starts = _random_starts(x, restarts, seed) if random_start else [torch.zeros_like(x)]
-        best = _search(attempt, x, labels, torch.tensor(strengths, device=x.device), starts, batch_size)
-    return best if single else best.view(len(strengths), *x.shape)
+        best = _search(attempt, x, labels, strengths.flatten().float().to(x.device), starts, batch_size)
+    return best.view(*strengths.shape, *x.shape)
 
 # %% ../nbs/56_attacks.ipynb #4fe173c4
 def _checked_kinds(attacks, label_kinds, victims):
@@ -238,8 +247,9 @@ def _checked_kinds(attacks, label_kinds, victims):
 # %% ../nbs/56_attacks.ipynb #93f03951
 def _answers(victim, attacked, labels, batch_size):
     "For each strength, that of clean images first: accuracy, and the share of changed answers."
-    with _attackable(victim, labels.device):
-        answers = torch.stack([_predictions(victim, x, batch_size) for x in attacked])
+    with _attackable(victim, victim.device):
+        answers = torch.stack([_predictions(victim, x.to(victim.device), batch_size) for x in attacked])
+    answers = answers.to(labels.device)
     correct, fooled = answers == labels, answers != answers[0]
     shares = zip(correct.double().mean(1).tolist(), fooled.double().mean(1).tolist(), strict=True)
     return [{"accuracy": right, "fooled": changed} for right, changed in shares]
@@ -247,9 +257,9 @@ def _answers(victim, attacked, labels, batch_size):
 # %% ../nbs/56_attacks.ipynb #c5e05c4f
 def attack_table(
     model: nn.Module,  # the attacked network, pixels in [0, 1] -> logits
-    images: torch.Tensor,  # (N, ...), uint8, or float in [0, 1]
+    images: torch.Tensor | np.ndarray,  # (N, ...), uint8, or float in [0, 1]
     labels: torch.Tensor,  # (N,), the truth, against which accuracy is counted
-    eps: float | Sequence[float],  # strengths; 0 is added
+    eps: float | Sequence[float],  # strengths, up to 1; 0 is added
     *,
     attacks: Sequence[str] = ("fgsm", "pgd"),
     losses: Sequence[str] = ("cross_entropy",),  # and "margin"
@@ -259,20 +269,30 @@ def attack_table(
     step_size: float | None = None,  # of PGD; None: 2.5 eps / steps
     victims: Mapping[str, nn.Module] | None = None,  # other networks, to which the attacked images are shown
     seed: int = 0,
+    preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,  # from [0, 1] pixels, of all these networks
     batch_size: int = 250,
 ) -> pd.DataFrame:  # victim, attack, loss, label_kind, eps, accuracy, fooled, n_images, steps, restarts
     "A row for each victim (the attacked model is `self`), attack, loss, kind of labels and strength."
     _checked_kinds(attacks, label_kinds, victims or {})
-    x, strengths, rows = _checked_pixels(images), sorted({0.0, *_checked_eps(eps)[0]}), []
+    for loss in losses:
+        _checked_loss(loss)
+    _check_search(steps, step_size, True, restarts, batch_size, seed)
+    if labels is None:
+        raise ValueError("labels: expected the true class of each image, against which accuracy is counted")
+    networks = {name: _Victim(net, preprocess) for name, net in {"self": model, **(victims or {})}.items()}
+    strengths, rows = sorted({0.0, *check_strength(eps).flatten().tolist()}), []
+    x = _checked_pixels(images, networks["self"].device)
     with _attackable(model, x.device):
-        truth = _checked_labels(model, x, labels, batch_size)
+        truth = _checked_labels(networks["self"], x, labels, batch_size)
     for attack, loss, kind in product(attacks, losses, label_kinds):
         options = dict(step_size=step_size, seed=seed) | (effort := dict(steps=steps, restarts=restarts))
         if attack == "fgsm":
             options, effort = {}, dict(steps=1, restarts=1)
         common = model, x, truth if kind == "truth" else None, strengths
-        attacked = {"fgsm": fgsm, "pgd": pgd}[attack](*common, loss=loss, batch_size=batch_size, **options)
-        for name, victim in {"self": model, **(victims or {})}.items():
+        attacked = {"fgsm": fgsm, "pgd": pgd}[attack](
+            *common, loss=loss, preprocess=preprocess, batch_size=batch_size, **options
+        )
+        for name, victim in networks.items():
             made = dict(victim=name, attack=attack, loss=loss, label_kind=kind)
             for strength, found in zip(strengths, _answers(victim, attacked, truth, batch_size), strict=True):
                 rows.append(made | {"eps": strength} | found | {"n_images": len(x)} | effort)
