@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from .invclr_numbers import INVCLR_KEYS, INVCLR_TABLES
-from .runs import atomic_write, figures_folder
+from .runs import atomic_write, figures_folder, read_json
 
 # %% ../nbs/72_paper.ipynb #995c6079
 def _read(text: str, keys: list[str], *, variable: str = "") -> pd.DataFrame:
@@ -295,7 +295,7 @@ def _figures(folder: Path) -> dict[str, dict]:
     papers = dict(dai=dai, invariance=invariance, invclr=invclr)
     order = [f"{paper}_{name}" for paper, names in papers.items() for name in names]
     place = {name: k for k, name in enumerate(order)}
-    found = {r["name"]: r for r in (json.loads(path.read_text()) for path in folder.glob("*.json"))}
+    found = {r["name"]: r for r in (read_json(path) for path in folder.glob("*.json"))}
     names = sorted(found, key=lambda name: (name.startswith("invclr_"), place.get(name, len(order)), name))
     return {name: found[name] for name in names}
 

@@ -25,7 +25,7 @@ from matplotlib.colors import LinearSegmentedColormap, hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .runs import FigureRun, atomic_write, figures_folder, provenance, write_json, write_table
+from .runs import FigureRun, atomic_write, figures_folder, provenance, sha256_of, write_json, write_table
 
 # %% ../nbs/70_plots.ipynb #f2ef368d
 COLOURS = {"baseline": "#BA611B", "views": "#A9C8A4", "dai": "#38637B"}
@@ -856,4 +856,5 @@ def save_figure(
     stated = dict(name=name, title=title or name, caption=caption, files={k: p.name for k, p in paths.items()})
     record = _provenance_record(profile, runs, published, options, **stated)
     plt.close(fig)
+    record["digests"] = {path.name: sha256_of(path) for path in paths.values()}
     return {**paths, "json": write_json(stem.with_suffix(".json"), record)}

@@ -19,7 +19,6 @@ from functools import partial
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
 from .augment import SCHEMES, draw_views, scheme, transform
@@ -30,7 +29,7 @@ from .loop import Trainable, device_kind, make_fabric, on_gpu, run_precision, tr
 from .models import BATCH_NORMS, INITS, build_model, evaluating, record
 from .options import run_command, train_command
 from .precision import PRECISIONS, choose_precision, inference_precision
-from .runs import Run
+from .runs import Run, load_weights
 from .sampling import ViewSampler
 
 # %% ../nbs/40_training.ipynb #4dcd4c81
@@ -566,7 +565,7 @@ def load_model(
     "The trained network of a run, in evaluation mode."
     p, data = run.params, run.result["data"]
     model = _network(p, len(data["classes"]), data["in_size"])
-    model.load_state_dict(load_file(run.folder / "model.safetensors"))
+    model.load_state_dict(load_weights(run))
     return model.to(memory_format=torch.channels_last).eval()
 
 # %% ../nbs/40_training.ipynb #ac4f75c3
