@@ -148,7 +148,7 @@ class Activations(dict):
             "(some parts run in training only; some networks compute with the weights of a layer without calling it)"
         )
 
-# %% ../nbs/08_features.ipynb #fd760eb6
+# %% ../nbs/08_features.ipynb #89887c2e
 def _recomputing() -> bool:
     "Whether a backward pass runs: what checkpointing computes again there is no new pass."
     return not torch.compiler.is_compiling() and torch._C._current_autograd_node() is not None
@@ -169,7 +169,7 @@ class _Recorder:
                     f"layer {point.layer!r} lies in a scripted network (TorchScript), which runs without hooks: "
                     "measure the network that it was made from"
                 )
-        self.learned, self.overwritten, self.watched = False, set(), []
+        self.overwritten, self.trusted, self.first, self.watched = set(), set(), {}, []
 
     def hooks(self) -> list:
         "Registers all hooks; the handles to remove them."
@@ -210,9 +210,9 @@ class _Recorder:
         "The tensor, or a copy of it where it may be overwritten."
         if tensor.is_quantized:
             return tensor.dequantize()
-        if torch.compiler.is_compiling() or not tensor.requires_grad or tensor.is_inference():
+        if torch.compiler.is_compiling() or tensor.is_inference():
             return tensor.clone()
-        copied = not self.learned or key in self.overwritten
+        copied = key not in self.trusted or key in self.overwritten
         self.watched.append((key, tensor, tensor._version, copied))
         return tensor.clone() if copied else tensor
 
@@ -220,18 +220,25 @@ class _Recorder:
         if _recomputing():
             return
         for key, tensor, version, copied in self.watched:
-            self.learned = True
             if tensor._version != version:
                 self.overwritten.add(key)
+                self.first.pop(key, None)
                 if not copied:
                     self.activations.pop(key, None)
                     self.activations.reasons[key] = (
                         f"layer {key!r} was overwritten after it was recorded, unlike in the first pass: "
                         "repeat this pass, the layer is copied from now on"
                     )
+            elif copied and not tensor.requires_grad and key not in self.first:
+                self.first[key] = (tensor.detach(), version)
+                continue
+            elif earlier := self.first.pop(key, None):
+                if earlier[0]._version != earlier[1] or earlier[0].data_ptr() == tensor.data_ptr():
+                    self.overwritten.add(key)
+            self.trusted.add(key)
         self.watched.clear()
 
-# %% ../nbs/08_features.ipynb #c67b1762
+# %% ../nbs/08_features.ipynb #d43445f2
 @contextmanager
 def record(
     model: nn.Module,
@@ -272,7 +279,7 @@ def evaluating(
         for module, training in modes:
             module.training = training
 
-# %% ../nbs/08_features.ipynb #1970f3be
+# %% ../nbs/08_features.ipynb #720a5a1a
 @dataclass(frozen=True)
 class _Axes:
     "Which axis of a tensor holds the channels, made by which operation, and which positions are no patches."
@@ -387,7 +394,7 @@ def network_output(
         given = given.to(like.dtype)
     return model(given)
 
-# %% ../nbs/08_features.ipynb #163e22cb
+# %% ../nbs/08_features.ipynb #f454f0af
 def _default_layers(module: nn.Module, found: Activations, name: str = "") -> list[str]:
     "The children of a module that take part in the pass, or what is inside a container that does not."
     names, seen = [], []
@@ -409,7 +416,7 @@ def _default_layers(module: nn.Module, found: Activations, name: str = "") -> li
         )
     return names
 
-# %% ../nbs/08_features.ipynb #21b7e9c2
+# %% ../nbs/08_features.ipynb #eaa22402
 def _layout(layer: str, outputs: Sequence[torch.Tensor], axes: _Axes | None, tokens: dict) -> Layout:
     "The layout of a layer, from its outputs for two and for three images."
     small, large = outputs
@@ -582,7 +589,7 @@ def varies(
     "Whether more than rounding errors varies."
     return variance > rounding_level(dtype) ** 2 * square
 
-# %% ../nbs/08_features.ipynb #fa97f8f7
+# %% ../nbs/08_features.ipynb #02d6755e
 class LayerReader:
     "Inside `with`, what the layers of a network return for batches of images: rows of units, or pooled features."
 
@@ -597,6 +604,11 @@ class LayerReader:
         self.model, self.preprocess = model, preprocess
         self.layouts = find_layouts(model, images, layers, preprocess=preprocess)
         self.layers, self.orders, self.dtypes = list(self.layouts), {}, {}
+
+    @property
+    def device(self) -> torch.device:
+        "Where the network is."
+        return next((p.device for p in (*self.model.parameters(), *self.model.buffers())), torch.device("cpu"))
 
     def __enter__(self) -> "LayerReader":
         with ExitStack() as stack:

@@ -7,7 +7,7 @@ __all__ = ['invariance_profile', 'single_transformations', 'equidistant_samples'
 
 # %% ../nbs/50_score.ipynb #bfde1a66
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -15,59 +15,61 @@ import torch
 from torch import nn
 
 from .augment import Scheme, draw_views, scheme, transform
-from .models import evaluating, record
-
-# %% ../nbs/50_score.ipynb #7d67ccda
-def _rows(
-    activation: torch.Tensor,  # (N, ...)
-    layer: str,
-) -> torch.Tensor:  # (N, D), a view wherever possible
-    "One row of units per image; a TypeError names a layer whose output is not a tensor."
-    if not isinstance(activation, torch.Tensor):
-        raise TypeError(
-            f"layer {layer!r} returns a {type(activation).__name__}, not a tensor: choose a layer inside it"
-        )
-    if activation.dim() == 4 and activation.is_contiguous(memory_format=torch.channels_last):
-        activation = activation.permute(0, 2, 3, 1)
-    return activation.flatten(1).float()
+from .features import LayerReader, check_finite, varies
+from .images import check_images, check_labels
 
 # %% ../nbs/50_score.ipynb #4f9bec40
-def _distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # (N,)
+def _distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # (N,), float64
     "Squared distance between the rows of a and those of b (or one row b)."
-    return torch.linalg.vector_norm(a - b, dim=1).square()
+    step = max(1, 2**18 // max(1, a.shape[1])) if a.device.type == "cpu" else len(a)
+    others = b.split(step) if b.dim() == 2 else [b] * -(-len(a) // step)
+    parts = [torch.linalg.vector_norm(x - y, dim=1) for x, y in zip(a.split(step), others, strict=True)]
+    found = torch.cat(parts).double().square()
+    odd = ~((found > 1e-30) & (found < 1e30))  # beyond what squares in single precision hold, or zero
+    if odd.any():
+        apart = a[odd] - (b[odd] if b.dim() == 2 else b)
+        scale = apart.abs().amax(1, keepdim=True).clamp_min(torch.finfo(apart.dtype).tiny)
+        found[odd] = (torch.linalg.vector_norm(apart / scale, dim=1).double() * scale[:, 0].double()).square()
+    return found
 
 # %% ../nbs/50_score.ipynb #9d94add1
 @dataclass
 class _Audit:
-    "What every pass over the images needs."
+    "What every pass over the images needs; the reader is open."
 
-    model: nn.Module
+    reader: LayerReader
     images: torch.Tensor
-    layers: list[str]
-    preprocess: Callable[[torch.Tensor], torch.Tensor] | None
     batch_size: int
     seed: int
 
     def batches(self) -> Iterator[torch.Tensor]:
         "Indices of the images, batch by batch."
-        return iter(torch.arange(len(self.images), device=self.images.device).split(self.batch_size))
+        return iter(torch.arange(len(self.images)).split(self.batch_size))
+
+    def views(self, ids: torch.Tensor, chosen: Scheme, repeat: int, numbers: int | torch.Tensor = 0) -> torch.Tensor:
+        "A random view of each of the images, where the network is."
+        draws = draw_views(chosen, ids, torch.full_like(ids, repeat), torch.zeros_like(ids) + numbers, self.seed)
+        return transform(self.images[ids.to(self.images.device)].to(self.reader.device), draws.to(self.reader.device))
 
     def activations(self, ids: torch.Tensor, chosen: Scheme, repeat: int) -> dict[str, torch.Tensor]:
         "The rows of each layer, the input first, for one random view of each image."
-        draws = draw_views(chosen, ids, torch.full_like(ids, repeat), torch.zeros_like(ids), self.seed)
-        x = transform(self.images[ids], draws).contiguous(memory_format=torch.channels_last)
-        with record(self.model, self.layers) as activations:
-            self.model(self.preprocess(x) if self.preprocess else x)
-        return {"input": _rows(x, "input"), **{name: _rows(activations[name], name) for name in self.layers}}
+        x = self.views(ids, chosen, repeat)
+        rows = {("input#1" if name == "input" else name): r for name, r in self.reader.rows(x).items()}
+        return {"input": x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)), **rows}
 
 # %% ../nbs/50_score.ipynb #228a9ed8
 def _layer_means(audit: _Audit) -> dict[str, torch.Tensor]:
     "First pass: the mean activation of every layer."
-    sums = {}
+    anchors, sums = {}, {}
     for ids in audit.batches():
         for layer, rows in audit.activations(ids, scheme("none"), 0).items():
-            sums[layer] = sums.get(layer, 0) + rows.sum(0).double()
-    return {layer: (total / len(audit.images)).float() for layer, total in sums.items()}
+            anchor = anchors.setdefault(layer, rows[0].clone())
+            step = max(1, 2**18 // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
+            total = sum((part - anchor).sum(0) for part in rows.split(step)).double()
+            if not total.isfinite().all():
+                check_finite(rows, layer, int(ids[0]))
+            sums[layer] = sums.get(layer, 0) + total
+    return {layer: (anchors[layer] + total / len(audit.images)).to(anchors[layer]) for layer, total in sums.items()}
 
 # %% ../nbs/50_score.ipynb #b0f68c33
 def _view_distances(audit: _Audit, ids: torch.Tensor, still: dict, chosen: Scheme, repeats: int) -> dict:
@@ -76,11 +78,14 @@ def _view_distances(audit: _Audit, ids: torch.Tensor, still: dict, chosen: Schem
     for repeat in range(repeats):
         after = audit.activations(ids, chosen, repeat)
         views.append({layer: _distances(still[layer], rows) for layer, rows in after.items()})
+        for layer, distances in views[-1].items():
+            if not distances.isfinite().all():
+                check_finite(after[layer], layer, int(ids[0]))
     return {layer: torch.stack([view[layer] for view in views], 1) for layer in still}
 
 # %% ../nbs/50_score.ipynb #d51dbea5
 def _layer_distances(audit: _Audit, chosen: Scheme, repeats: int) -> tuple[dict, dict]:
-    "Second pass: per layer, the squared distances to the mean (N,), and those to each transformed view (N, repeats)."
+    "Second pass: per layer, the squared distances to the mean (N,), NaN where a layer does not vary, and to each view (N, repeats)."
     means = _layer_means(audit)
     spread, moved = {layer: [] for layer in means}, {layer: [] for layer in means}
     for ids in audit.batches():
@@ -89,7 +94,12 @@ def _layer_distances(audit: _Audit, chosen: Scheme, repeats: int) -> tuple[dict,
         for layer, rows in still.items():
             spread[layer].append(_distances(rows, means[layer]))
             moved[layer].append(views[layer])
-    return {k: torch.cat(v) for k, v in spread.items()}, {k: torch.cat(v) for k, v in moved.items()}
+    spread, moved = ({k: torch.cat(v) for k, v in parts.items()} for parts in (spread, moved))
+    for layer, distances in spread.items():
+        square = distances.mean() + means[layer].double().square().sum()
+        dtype = audit.reader.dtypes.get("input" if layer == "input#1" else layer, torch.float32)
+        spread[layer] = torch.where(varies(distances.mean(), square, dtype), distances, torch.nan)
+    return spread, moved
 
 # %% ../nbs/50_score.ipynb #6410a4cd
 def _scores(spread: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:  # (N, repeats)
@@ -111,27 +121,18 @@ def _profile_table(spread: dict, moved: dict) -> pd.DataFrame:
     return table.assign(layer=pd.Categorical(table.layer, list(spread), ordered=True))
 
 # %% ../nbs/50_score.ipynb #4f1952c7
-def _check_images(images: torch.Tensor, repeats: int) -> None:
-    "Raises a ValueError for images that cannot be scored."
-    if images.dim() != 4 or images.shape[1] != 3 or len(images) < 2:
-        raise ValueError(f"images of shape {tuple(images.shape)}: expected (N, 3, H, W) with N of at least 2")
-    if repeats < 1:
-        raise ValueError(f"repeats={repeats}: at least one transformed view per image is needed")
+def _profile_table(spread: dict, moved: dict) -> pd.DataFrame:
+    "The scores of all layers, one below the other, in the order of the network."
+    tables = [_tidy(layer, _scores(spread[layer], moved[layer]).cpu().numpy()) for layer in spread]
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(layer=pd.Categorical(table.layer, list(spread), ordered=True))
 
 # %% ../nbs/50_score.ipynb #8060f676
 def _scheme(chosen: str | Scheme) -> Scheme:
     "The scheme of this name (for functions whose own argument hides the function)."
     return scheme(chosen)
 
-
-def _layer_names(model: nn.Module, layers: Sequence[str] | None) -> list[str]:
-    "The layers asked for, else those that the model measures, else its children."
-    if isinstance(layers, str):
-        raise ValueError(f"layers={layers!r}: expected a list of names; write [{layers!r}]")
-    return list(layers if layers is not None else getattr(model, "measured", [n for n, _ in model.named_children()]))
-
 # %% ../nbs/50_score.ipynb #00edb6b4
-@torch.inference_mode()
 def invariance_profile(
     model: nn.Module,
     images: torch.Tensor,  # (N, 3, H, W), uint8 or in [0, 1]
@@ -144,33 +145,29 @@ def invariance_profile(
     batch_size: int = 250,
 ) -> pd.DataFrame:  # layer, image, repeat, score
     "The invariance score of every layer, the input first, per image and repetition; NaN where a layer does not vary."
-    _check_images(images, repeats)
-    audit = _Audit(model, images, _layer_names(model, layers), preprocess, batch_size, seed)
-    with evaluating(model):
-        return _profile_table(*_layer_distances(audit, _scheme(scheme), repeats))
-
-# %% ../nbs/50_score.ipynb #7bac4eac
-_KINDS = dict(
-    flip=["flip"],
-    rotation=["rotation"],
-    shift=["shift_rows", "shift_cols"],
-    shear=["shear"],
-    zoom=["zoom"],
-    brightness=["brightness"],
-    contrast=["contrast"],
-)
+    images = check_images(images, min_count=2)
+    for name, value in (("repeats", repeats), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: at least 1 is needed")
+    chosen = _scheme(scheme)
+    with LayerReader(model, images, layers, preprocess=preprocess) as reader:
+        return _profile_table(*_layer_distances(_Audit(reader, images, batch_size, seed), chosen, repeats))
 
 # %% ../nbs/50_score.ipynb #eaf60420
 def single_transformations(
     chosen: str | Scheme = "half_heavier_extremes",
 ) -> dict[str, Scheme]:
-    "A scheme per kind of transformation that the given one draws: rotation, shift, shear, zoom, brightness, contrast, flip."
+    "A scheme per kind of transformation that the given one draws, such as rotation, shift, flip_vertical or noise."
     full, none = scheme(chosen), scheme("none")
     alone = {}
-    for kind, names in _KINDS.items():
-        values = {name: getattr(full, name) for name in names}
-        if any(value != getattr(none, name) for name, value in values.items()):
-            alone[kind] = scheme("none", law=full.law, interpolation=full.interpolation, **values)
+    for field in fields(Scheme):
+        kind = "shift" if field.name.startswith("shift_") else field.name
+        if kind in ("law", "interpolation") or kind in alone:
+            continue
+        names = ["shift_rows", "shift_cols"] if kind == "shift" else [kind]
+        if any(getattr(full, name) != getattr(none, name) for name in names):
+            values = {name: getattr(full, name) for name in names}
+            alone[kind] = replace(none, law=full.law, interpolation=full.interpolation, **values)
     return alone
 
 # %% ../nbs/50_score.ipynb #b8ab9ee4
@@ -198,13 +195,11 @@ def _best_set(moved: torch.Tensor, others: torch.Tensor, labels: torch.Tensor, o
 # %% ../nbs/50_score.ipynb #690e260a
 def _set_around(audit: _Audit, still, labels, reference: int, chosen: Scheme, views: int) -> dict:
     "The best set around a reference image, with the activations `still` (N, D) of all images."
-    (layer,), numbers = audit.layers, torch.arange(views, device=audit.images.device)
-    ids = torch.full_like(numbers, reference)
-    seen = transform(audit.images[ids], draw_views(chosen, ids, torch.zeros_like(ids), numbers, audit.seed))
-    with record(audit.model, [layer]) as activations:
-        audit.model(seen.contiguous(memory_format=torch.channels_last))
-    moved = _distances(_rows(activations[layer], layer), still[reference]) / still.shape[1]
-    others = _distances(still, still[reference]) / still.shape[1]
+    (layer,), numbers = audit.reader.layers, torch.arange(views)
+    seen = audit.views(torch.full_like(numbers, reference), chosen, 0, numbers)
+    rows = torch.cat([audit.reader.rows(part)[layer] for part in seen.split(audit.batch_size)])
+    moved = _distances(rows, still[reference]).float() / still.shape[1]
+    others = _distances(still, still[reference]).float() / still.shape[1]
     mismatch, near, picked = _best_set(moved, others, labels, int(labels[reference]))
     return dict(
         mismatch=mismatch,
@@ -216,25 +211,34 @@ def _set_around(audit: _Audit, still, labels, reference: int, chosen: Scheme, vi
     )
 
 # %% ../nbs/50_score.ipynb #17f34d93
-@torch.inference_mode()
 def equidistant_samples(
     model: nn.Module,
-    images: torch.Tensor,  # (N, 3, H, W), uint8
+    images: torch.Tensor,  # (N, 3, H, W), uint8 or in [0, 1]
     labels: torch.Tensor,  # (N,); at least four classes
     layer: str,  # where distances are taken
     scheme: str | Scheme = "heavier",  # transformations
     candidates: int = 40,  # reference images that are tried
     views: int = 60,  # transformations of each that are tried
     seed: int = 0,
+    *,
+    preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,  # from [0, 1] pixels: normalisation
+    batch_size: int = 250,
 ) -> dict:  # reference, others, transformed (3, 3, H, W) and the mean squared differences
     "A reference image, three images of other classes and three of its own views, as equally far from it as can be found."
+    images = check_images(images, min_count=2)
+    labels, chosen = check_labels(labels, len(images)), _scheme(scheme)
     if len(labels.unique()) < 4:
         raise ValueError(f"labels hold {len(labels.unique())} classes: three others than the reference's are needed")
     if views < 3 or candidates < 1:
         raise ValueError(f"views={views}, candidates={candidates}: at least 3 views of at least 1 candidate are needed")
-    audit, chosen = _Audit(model, images, [layer], None, 250, seed), _scheme(scheme)
     picks = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:candidates]
-    with evaluating(model):
-        still = torch.cat([audit.activations(ids, _scheme("none"), 0)[layer] for ids in audit.batches()])
+    with LayerReader(model, images, [layer], preprocess=preprocess) as reader:
+        audit, name = _Audit(reader, images, batch_size, seed), "input#1" if layer == "input" else layer
+        still = torch.cat([audit.activations(ids, _scheme("none"), 0)[name] for ids in audit.batches()])
+        check_finite(still, layer)
+        total = _distances(still, still.mean(0)).mean()
+        if not varies(total, total + still.mean(0).double().square().sum(), reader.dtypes[layer]):
+            raise ValueError(f"layer {layer!r} does not vary over the images, so all of them are equally far away")
+        labels = labels.to(still.device)
         sets = [_set_around(audit, still, labels, reference, chosen, views) for reference in picks.tolist()]
     return min(sets, key=lambda found: found["mismatch"])
