@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .encoding import encode_passes
+from .images import as_tensor, check_labels
 from .probes import LinearProbe, fit_linear_probe
 from dainv.ridge import (
     RIDGE_STRENGTHS,
@@ -106,7 +107,8 @@ def fit_readout(
     **options,  # of `fit_ridge` or `fit_linear_probe`: strengths, held_out and, of ridge, standardise
 ) -> Readout:
     "The best linear head, on the device of the views."
-    features, targets = (x.to(getattr(views, "device", "cpu")) for x in (features, targets))
+    given = dict(features=features, targets=targets)
+    features, targets = (as_tensor(x, name).to(getattr(views, "device", "cpu")) for name, x in given.items())
     if views.task == "regression":
         return Readout(fit_ridge(features, targets, seed=seed, **options))
     return Readout(fit_linear_probe(features, targets, len(views.target_names), seed=seed, **options))
@@ -118,10 +120,11 @@ def readout_scores(
     targets: torch.Tensor,  # (N, k) numbers or (N,) classes
 ) -> dict[tuple[str, str], float]:  # (metric, task) -> value
     "Mean squared error of each target and their mean, or accuracy and cross entropy."
+    answers, targets = as_tensor(answers, "answers"), as_tensor(targets, "targets")
     if views.task == "regression":
         errors = component_errors(answers, targets, views.target_names)
         return {("mse", task): errors[task] for task in ("mean", *views.target_names)}
-    targets = targets.to(answers.device)
+    targets = check_labels(targets, *answers.shape, name="targets").to(answers.device)
     cross_entropy = F.nll_loss(answers.clamp_min(torch.finfo(answers.dtype).tiny).log(), targets)
     accuracy = answers.argmax(1).eq(targets).double().mean()
     return {("accuracy", "all"): accuracy.item(), ("cross_entropy", "all"): cross_entropy.item()}

@@ -12,13 +12,15 @@ import torch
 from torch import nn
 
 from .data import balanced_subset
+from .images import check_labels
 from .models import evaluating
 from .precision import inference_precision
 
 # %% ../nbs/25_encoding.ipynb #159f5d3b
 def _item_ids(views, half: str, ids: torch.Tensor | None) -> torch.Tensor:
     "The items that were asked for, all by default; a ValueError when there are none."
-    ids = torch.arange(views.count(half)) if ids is None else ids
+    count = views.count(half)
+    ids = torch.arange(count) if ids is None else check_labels(ids, n_classes=count, name="ids")
     if not len(ids):
         raise ValueError(f"ids: no item of the {half} half was asked for; give at least one, or None for all")
     return ids

@@ -160,7 +160,7 @@ def check_labels(
         low, high = torch.stack(torch.aminmax(labels)).tolist()
         if low < 0 or (n_classes is not None and high >= n_classes):
             top = "" if n_classes is None else n_classes - 1
-            raise ValueError(f"{name} run from {low} to {high}: expected 0..{top}, the classes in their order")
+            raise ValueError(f"{name} run from {low} to {high}: expected 0..{top}")
     return labels
 
 # %% ../nbs/06_images.ipynb #d6dddba8

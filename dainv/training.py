@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from torch import nn
 from .augment import SCHEMES, draw_views, scheme, transform
 from .collapse import effective_rank, pc1_share
 from .data import ImageData, load_data, restricted
+from .images import as_tensor, check_images, check_labels
 from .invariance import METRICS, InvarianceObjective, pooled
 from .loop import Trainable, device_kind, make_fabric, on_gpu, run_precision, trained
 from .models import BATCH_NORMS, INITS, build_model, evaluating, record
@@ -456,7 +458,7 @@ def _probabilities(model: nn.Module, images, ids, chosen: str, view: int, seed: 
 @torch.inference_mode()
 def predict(
     model: nn.Module,
-    images: torch.Tensor,  # (N, 3, H, W), uint8
+    images: torch.Tensor | np.ndarray,  # (N, 3, H, W), uint8, or floats in [0, 1]
     scheme_name: str = "none",  # augmentation of each view
     views: int = 1,  # number of views whose softmax is averaged
     seed: int = 0,
@@ -464,7 +466,9 @@ def predict(
     precision: str = "auto",  # of the network: auto, 32-true or bf16-mixed
 ) -> torch.Tensor:  # (N, classes), probabilities
     "Class probabilities in evaluation mode, averaged over the views."
-    chunks = []
+    images, chunks = check_images(images), []
+    if views < 1 or batch_size < 1:
+        raise ValueError(f"views={views}, batch_size={batch_size}: at least one of both is needed")
     with evaluating(model), inference_precision(images.device, precision):
         for ids in torch.arange(len(images), device=images.device).split(batch_size):
             total = sum(_probabilities(model, images, ids, scheme_name, view, seed) for view in range(views))
@@ -478,6 +482,8 @@ def top_k_accuracy(
     k: int = 1,
 ) -> float:
     "The share of items whose label is among the k most probable classes; NaN when there are not more than k classes."
+    probabilities = as_tensor(probabilities, "probabilities")
+    labels = check_labels(labels, *probabilities.shape).to(probabilities.device)
     if probabilities.shape[1] <= k:
         return math.nan
     return (probabilities.topk(k, 1).indices == labels[:, None]).any(1).float().mean().item()
