@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INITS', 'MODELS', 'ENCODERS', 'BATCH_NORMS', 'SameConv', 'FixedNorm', 'ConvBlock', 'AllCNN', 'ResidualBlock',
-           'WideResNet', 'DenseUnit', 'DenseNet', 'ResNet', 'SmallEncoder', 'build_model', 'build_encoder', 'record',
-           'evaluating']
+           'WideResNet', 'DenseUnit', 'DenseNet', 'ResNet', 'Normalise', 'PlainBlock', 'CifarResNet', 'BiasedBlock',
+           'RobustResNet', 'SmallEncoder', 'build_model', 'build_encoder', 'record', 'evaluating', 'load_weights']
 
 # %% ../nbs/20_models.ipynb #02cf21ed
 from collections.abc import Sequence
@@ -17,9 +17,10 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from .features import evaluating, record
+from .weights import load_weights
 
 # %% ../nbs/20_models.ipynb #5d7c20aa
-_all_ = [record, evaluating]  # of `dainv.features`, looked for here
+_all_ = [record, evaluating, load_weights]  # of `dainv.features` and `dainv.weights`, looked for here
 
 # %% ../nbs/20_models.ipynb #9f2f2eb5
 def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -341,6 +342,133 @@ class ResNet(nn.Module):
             x = getattr(self, name)(x)
         return self.fc(x.mean((2, 3)))
 
+# %% ../nbs/20_models.ipynb #e6ce776b
+_NORMALISED = {  # mean and standard deviation of red, green, blue
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+}
+
+
+class Normalise(nn.Module):
+    "Images minus a mean, over a standard deviation, each per channel; both constants are no weights."
+
+    def __init__(self, mean: Sequence[float], deviation: Sequence[float]):
+        super().__init__()
+        for name, values in (("mean", mean), ("deviation", deviation)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean) / self.deviation
+
+
+class PlainBlock(nn.Module):
+    "Twice convolution and batch normalisation, with a ReLU between them and one after the sum with the shortcut."
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.stride, self.extra = stride, channels - in_channels
+        self.conv1 = _he_normal(nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False))
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = _he_normal(nn.Conv2d(channels, channels, 3, padding=1, bias=False))
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def shortcut(self, x: torch.Tensor) -> torch.Tensor:
+        "Every second row and column at stride 2, with zeros as new channels on both sides."
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2)) if self.extra else x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        branch = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(branch + self.shortcut(x))
+
+# %% ../nbs/20_models.ipynb #4071a373
+class CifarResNet(nn.Module):
+    "ResNet of 6 n + 2 layers; its modules are named as in the networks that others have published."
+
+    def __init__(
+        self,
+        n_classes: int,
+        width: float = 1.0,  # factor on the 16, 32 and 64 channels of the stages
+        in_size: int = 32,  # height and width of the images, in pixels
+        depth: int = 20,  # 6 n + 2
+    ):
+        super().__init__()
+        channels = max(1, round(16 * width))
+        self.normalise = Normalise(*_NORMALISED["imagenet"])
+        self.conv1 = _he_normal(nn.Conv2d(3, channels, 3, padding=1, bias=False))
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+        for stage in (1, 2, 3):
+            blocks, wide = [], max(1, round(16 * 2 ** (stage - 1) * width))
+            for number in range(depth // 6):
+                blocks.append(PlainBlock(channels, wide, stride=2 if stage > 1 and number == 0 else 1))
+                channels = wide
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.linear = _he_normal(nn.Linear(channels, n_classes))
+        self.measured = ["relu", *(f"layer{stage}.{number}" for stage in (1, 2, 3) for number in range(depth // 6))]
+        self.class_layer = None
+        self.in_size = in_size
+
+    def forward(
+        self,
+        x: torch.Tensor,  # (N, 3, in_size, in_size), in [0, 1]
+    ) -> torch.Tensor:  # (N, n_classes)
+        _check_size(x, self.in_size)
+        x = self.relu(self.bn1(self.conv1(self.normalise(x))))
+        return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+# %% ../nbs/20_models.ipynb #43fa153d
+class BiasedBlock(nn.Module):
+    "Two convolutions with biases, with a ReLU between them and one after the sum with the shortcut."
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = _he_normal(nn.Conv2d(in_channels, channels, 3, stride, padding=1))
+        self.conv2 = _he_normal(nn.Conv2d(channels, channels, 3, padding=1))
+        self.shortcut = nn.Sequential()
+        if stride > 1 or in_channels != channels:
+            self.shortcut.append(_he_normal(nn.Conv2d(in_channels, channels, 1, stride)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
+
+
+class RobustResNet(nn.Module):
+    "The small residual networks that were trained against attacks, named as they were published."
+
+    def __init__(
+        self,
+        n_classes: int,
+        width: float = 1.0,  # factor on the channels
+        in_size: int = 32,  # height and width of the images, in pixels
+        plan: str = "resnet2b",  # or resnet4b
+    ):
+        super().__init__()
+        first, stages = (8, 1) if plan == "resnet2b" else (16, 2)
+        channels, wide, size = max(1, round(first * width)), max(1, round(2 * first * width)), -(-in_size // 2)
+        self.normalise = Normalise(*_NORMALISED["cifar10"])
+        self.conv1 = _he_normal(nn.Conv2d(3, channels, 3, 2, padding=1))
+        self.relu = nn.ReLU()
+        for stage in range(1, stages + 1):
+            self.add_module(f"layer{stage}", nn.Sequential(BiasedBlock(channels, wide, 2), BiasedBlock(wide, wide, 1)))
+            channels, size = wide, -(-size // 2)
+        self.linear1 = _he_normal(nn.Linear(channels * size**2, 100))
+        self.linear2 = _he_normal(nn.Linear(100, n_classes))
+        self.stages = [f"layer{stage}" for stage in range(1, stages + 1)]
+        self.measured = ["relu", *(f"{stage}.{number}" for stage in self.stages for number in (0, 1))]
+        self.class_layer = None
+        self.in_size = in_size
+
+    def forward(
+        self,
+        x: torch.Tensor,  # (N, 3, in_size, in_size), in [0, 1]
+    ) -> torch.Tensor:  # (N, n_classes)
+        _check_size(x, self.in_size)
+        x = self.relu(self.conv1(self.normalise(x)))
+        for stage in self.stages:
+            x = getattr(self, stage)(x)
+        return self.linear2(F.relu(self.linear1(x.flatten(1))))
+
 # %% ../nbs/20_models.ipynb #ae472468
 class SmallEncoder(nn.Module):
     "Four blocks conv1, ..., conv4 of convolution, batch normalisation and ReLU, and the spatial mean."
@@ -372,7 +500,9 @@ class SmallEncoder(nn.Module):
 
 # %% ../nbs/20_models.ipynb #b8270d69
 _DEEP = {"wrn": (WideResNet, 28), "densenet": (DenseNet, 100)}  # and the published depth
-MODELS = (*_ALLCNN, *_DEEP, *_RESNETS)
+_OTHERS = {f"resnet{depth}": partial(CifarResNet, depth=depth) for depth in (20, 32, 44, 56)}
+_OTHERS |= {plan: partial(RobustResNet, plan=plan) for plan in ("resnet2b", "resnet4b")}
+MODELS = (*_ALLCNN, *_DEEP, *_RESNETS, *_OTHERS)
 ENCODERS = ("small", *_RESNETS)
 BATCH_NORMS = (True, False, "inference")
 
@@ -401,7 +531,7 @@ def _check_blocks(name: str, batch_norm: bool | str, init: str, init_gain: float
 
 # %% ../nbs/20_models.ipynb #625c286c
 def build_model(
-    name: str,  # one of MODELS: allcnn, allcnn_large, wrn, densenet, resnet18 or resnet50
+    name: str,  # one of MODELS: allcnn, allcnn_large, wrn, densenet, resnet18, resnet50, resnet20, ...
     n_classes: int,
     width: float = 1.0,  # factor on the number of channels
     in_size: int = 32,  # height and width of the images, in pixels
@@ -426,6 +556,8 @@ def build_model(
     if name in _DEEP:
         network, published = _DEEP[name]
         return network(n_classes, width, in_size, depth or published)
+    if name in _OTHERS:
+        return _OTHERS[name](n_classes, width, in_size)
     if name in _RESNETS:
         return ResNet(n_classes, width, in_size, plan=name)
     options = dict(batch_norm=batch_norm, init=init or "glorot", init_gain=init_gain)
