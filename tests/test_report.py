@@ -1,0 +1,276 @@
+"The page of an audit: what it says, that it is safe to open, and that nothing in it depends on a network."
+
+import base64
+import hashlib
+import math
+import re
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dainv.audit_page import (
+    audit_drawings,
+    layer_findings,
+    overview_html,
+    report_page,
+    save_audit,
+    table_html,
+    write_page,
+)
+from dainv.audit_plots import (
+    flip_plot,
+    half_strength,
+    layers_between,
+    nominal_transformations,
+    plain,
+    score_plot,
+    sweep_table,
+    swept_kinds,
+)
+
+EVIL = ["input", '<script>alert("1")</script>', "$x_1$ & \\frac", "層 😀", "a" * 80]
+VOID = {"meta", "img", "br"}
+
+
+class Checked(HTMLParser):
+    "Collects tags, attributes and text, and checks that tags are closed in order."
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.words = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture
+def report():
+    "A report whose names would break a careless page."
+    rows = []
+    for name, kind, strength, exact in [
+        ("composed", "", math.nan, False),
+        ("rotation x 0.5", "rotation", 11.25, False),
+        ("rotation", "rotation", 22.5, False),
+        ("quarter_turn", "quarter_turn", 90.0, True),
+        ("<b>mine</b>", "", math.nan, False),
+    ]:
+        for depth, layer in enumerate(EVIL):
+            score = math.nan if depth == 4 else 0.2 * depth + (0.3 if name.endswith("0.5") else 0.0)
+            gap = [0, -0.1, 0.0, 0.3, math.nan][depth]
+            rows.append(
+                (
+                    layer,
+                    name,
+                    kind,
+                    strength,
+                    "degrees",
+                    exact,
+                    score,
+                    score - 0.05,
+                    score + 0.05,
+                    gap,
+                    gap - 0.01,
+                    gap + 0.01,
+                )
+            )
+    columns = ["layer", "transformation", "kind", "strength", "unit", "exact", "score", "low", "high"]
+    scores = pd.DataFrame(rows, columns=[*columns, "against_input", "against_input_low", "against_input_high"])
+    scores["layer"] = pd.Categorical(scores.layer, EVIL, ordered=True)
+    scores["transformation"] = pd.Categorical(
+        scores.transformation, list(dict.fromkeys(scores.transformation)), ordered=True
+    )
+    layers = pd.DataFrame(
+        dict(
+            layer=EVIL,
+            pc1_share=[0.1, 0.2, 0.99, 0.3, math.nan],
+            effective_rank=5.0,
+            dead=0.0,
+            collapsed=[False, False, True, False, False],
+        )
+    )
+    predictions = pd.DataFrame(
+        dict(transformation=["composed", "rotation"], flip_rate=[0.5, 0.1], flip_low=[0.4, 0.0], flip_high=[0.6, 0.2])
+    )
+    worst = pd.DataFrame([dict(image=3, transformation="rotation", before="<i>cat</i>", after="dog")])
+    header = dict(
+        model="Net</title><script>",
+        weights="0" * 16,
+        command="dainv audit 'a b' --images \"<x>\"",
+        notes=["<u>"],
+        layers=EVIL,
+    )
+    tables = dict(scores=scores, layers=layers, predictions=predictions, worst=worst)
+    return SimpleNamespace(header=header, tables=tables, arrays=dict(pictures=np.zeros((1, 2, 3, 8, 8), np.uint8)))
+
+
+def test_the_page_loads_nothing_and_runs_nothing(report):
+    text = report_page(report)
+    page = Checked(text)
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    sheet = re.search("<style>(.*?)</style>", text, re.S)[1]
+    assert (
+        policy
+        == f"default-src 'none'; img-src data:; style-src 'sha256-{base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()}'"
+    )
+    allowed = {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "h1",
+        "h2",
+        "h3",
+        "p",
+        "b",
+        "nav",
+        "a",
+        "section",
+        "div",
+        "table",
+        "thead",
+    }
+    allowed |= {
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "ul",
+        "li",
+        "span",
+        "figure",
+        "figcaption",
+        "img",
+        "details",
+        "summary",
+        "dl",
+        "dt",
+        "dd",
+        "code",
+    }
+    assert {tag for tag, _ in page.tags} <= allowed
+    for tag, attributes in page.tags:
+        assert "style" not in attributes and not any(name.startswith("on") for name in attributes)
+        assert tag != "img" or (attributes["src"].startswith("data:image/") and attributes["alt"])
+        assert tag != "a" or attributes["href"][1:] in {a.get("id") for _, a in page.tags}
+    assert "http" not in re.sub('base64,[^"]*', "", text).replace("http-equiv", "")
+
+
+def test_names_arrive_as_they_are(report):
+    words = "".join(Checked(report_page(report)).words)
+    for name in [
+        *EVIL,
+        "<b>mine</b>",
+        "Net</title><script>",
+        "dainv audit 'a b' --images \"<x>\"",
+        "<u>",
+        "<i>cat</i>",
+    ]:
+        assert name in words, name
+
+
+def test_findings_say_what_the_tables_say(report):
+    found = layer_findings(report).set_index("layer")
+    assert "0.10 below the pixels (-0.11 to -0.09)" in found.finding[EVIL[1]]
+    assert "not told from the score of the pixels" in found.finding[EVIL[2]]
+    assert "0.30 above the pixels (+0.29 to +0.31)" in found.finding[EVIL[3]]
+    assert "does not vary" in found.finding[EVIL[4]]
+    assert found.warning[EVIL[2]].startswith("Invariant but collapsed: 99%") and not found.warning[EVIL[3]]
+
+
+def test_untrained_copies_are_compared_with(report):
+    scores = report.tables["scores"]
+    report.tables["scores"] = scores.assign(untrained_low=0.25, untrained_high=0.45)
+    found = layer_findings(report).set_index("layer").finding
+    assert "Training has lowered it: untrained copies have 0.25 to 0.45." in found[EVIL[1]]
+    assert "Untrained copies have the same" in found[EVIL[2]] and "Training has raised it" in found[EVIL[3]]
+    band = score_plot(report, "composed").axes[0].collections
+    assert any(
+        abs(c.get_datalim(score_plot(report, "composed").axes[0].transData).x0 - 0.25) < 1e-6
+        for c in band
+        if len(c.get_paths())
+    )
+
+
+def test_figures_show_the_numbers_of_the_tables(report):
+    dots = score_plot(report, "composed").axes[0].lines[0]
+    np.testing.assert_allclose(np.asarray(dots.get_xdata()[:4], float), [0, 0.2, 0.4, 0.6])
+    assert [text.get_text() for text in score_plot(report, "composed").axes[0].get_yticklabels()][
+        2
+    ] == r"\$x_1\$ & \frac"
+    assert [bar.get_width() for bar in flip_plot(report).axes[0].patches] == [0.5, 0.1]
+    with pytest.raises(ValueError, match="'rotatoin' is not in the report; known: composed"):
+        score_plot(report, "rotatoin")
+
+
+def test_every_figure_has_a_name_of_its_own_and_an_alternative_text(report):
+    drawings = list(audit_drawings(report))
+    assert len({one.name for one in drawings}) == len(drawings) and all(len(one.alt) > 20 for one in drawings)
+    first = next(one for one in drawings if one.name == "score_composed")
+    assert first.alt.endswith("input 0.00; 層 😀 0.60; lowest input 0.00; highest 層 😀 0.60.")
+
+
+def test_strengths_at_which_the_score_is_one_half():
+    assert half_strength([1, 2], [0.75, 0.25]) == 1.5
+    assert half_strength([1], [0.25]) == pytest.approx(2 / 3)  # from a score of 1 at strength 0
+    assert half_strength([1, 2], [0.9, 0.8]) == math.inf and math.isnan(half_strength([1], [math.nan]))
+
+
+def test_nominal_and_swept(report):
+    scores = report.tables["scores"]
+    assert nominal_transformations(scores) == ["composed", "rotation", "quarter_turn", "<b>mine</b>"]
+    assert swept_kinds(scores) == ["rotation"] and list(sweep_table(scores).layer) == EVIL
+    assert layers_between(["a"]) == ["a"] and layers_between(list("abcdefg"), 3) == ["a", "d", "g"]
+    assert len(plain("x" * 99)) == 28 and plain("a\nb") == "a b"
+
+
+def test_a_table_scrolls_in_its_own_box():
+    table = pd.DataFrame({"a": [1.23456, math.nan, math.inf], "b": [True, False, True]})
+    text = table_html(table, "one")
+    assert text.startswith('<div class="scroll" tabindex="0" role="region" aria-label="one">')
+    assert [cell for cell in Checked(text).words] == ["a", "b", "1.23", "yes", "–", "no", "∞", "yes"]
+
+
+def test_negative_scores_are_shaded_apart(report):
+    scores = report.tables["scores"]
+    scores.loc[scores.transformation.astype(str) == "rotation", "score"] = -0.2
+    assert overview_html(scores).count('<td class="s0"') == len(EVIL)
+
+
+def test_a_report_without_predictions_labels_or_sweep(report, tmp_path):
+    keep = report.tables["scores"].transformation.astype(str) == "composed"
+    tables = dict(
+        scores=report.tables["scores"][keep],
+        layers=report.tables["layers"][["layer"]],
+        predictions=report.tables["predictions"].iloc[:0],
+    )
+    bare = SimpleNamespace(header={}, tables=tables, arrays={})
+    path = write_page(bare, tmp_path / "deep" / "page.html")
+    assert Checked(path.read_text(encoding="utf-8")) and "Predictions</h2>" not in path.read_text(encoding="utf-8")
+
+
+def test_the_folder_holds_the_page_and_every_figure_twice(report, tmp_path):
+    def save(folder):
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    report.save = save
+    path = save_audit(report, tmp_path / "audit")
+    assert path == tmp_path / "audit" / "index.html" and Checked(path.read_text(encoding="utf-8"))
+    files = sorted(file.suffix for file in (path.parent / "figures").iterdir())
+    count = len(list(audit_drawings(report)))
+    assert files == [".pdf"] * count + [".png"] * count
