@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"audit": "auditing", "Report": "auditing"}  # loaded when they are asked for, so that importing stays fast
+_PUBLIC = {"audit": "audit_page", "Report": "audit_page"}  # loaded when they are asked for, so that importing stays fast
 
 
 def __getattr__(name):

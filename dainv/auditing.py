@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import dainv
 from .augment import Scheme, draw_views, scheme

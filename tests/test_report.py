@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PolyCollection
 
 from dainv.audit_page import (
     audit_drawings,
-    layer_findings,
+    layer_warnings,
     overview_html,
     report_page,
     save_audit,
@@ -22,12 +23,10 @@ from dainv.audit_page import (
 )
 from dainv.audit_plots import (
     flip_plot,
-    half_strength,
     layers_between,
     nominal_transformations,
     plain,
     score_plot,
-    sweep_table,
     swept_kinds,
 )
 
@@ -99,12 +98,38 @@ def report():
             effective_rank=5.0,
             dead=0.0,
             collapsed=[False, False, True, False, False],
+            sentence=[f"{name} & co" for name in EVIL],
         )
     )
     predictions = pd.DataFrame(
         dict(transformation=["composed", "rotation"], flip_rate=[0.5, 0.1], flip_low=[0.4, 0.0], flip_high=[0.6, 0.2])
     )
-    worst = pd.DataFrame([dict(image=3, transformation="rotation", before="<i>cat</i>", after="dog")])
+    worst = pd.DataFrame(
+        [
+            dict(
+                image=3,
+                repeat=0,
+                effective_invariance=0.0,
+                predicted=0,
+                confidence=0.9,
+                predicted_after=7,
+                confidence_after=0.5,
+            )
+        ]
+    )
+    strengths = pd.DataFrame(
+        dict(
+            kind="rotation", layer=EVIL, unit="degrees", half_strength=[10.0, 12, 14, math.nan, math.nan], largest=22.5
+        )
+    )
+    shares = pd.DataFrame(dict(layer=EVIL, kind="rotation", first_order=0.4, total=0.6, n_images=9))
+    errors = pd.DataFrame(
+        [
+            dict(layer=layer, kind=kind, unit="", step=0.1, error=0.1 * k, change=1.0)
+            for layer in EVIL
+            for k, kind in enumerate(["shift_rows", "hue"])
+        ]
+    )
     header = dict(
         model="Net</title><script>",
         weights="0" * 16,
@@ -112,8 +137,18 @@ def report():
         notes=["<u>"],
         layers=EVIL,
     )
-    tables = dict(scores=scores, layers=layers, predictions=predictions, worst=worst)
-    return SimpleNamespace(header=header, tables=tables, arrays=dict(pictures=np.zeros((1, 2, 3, 8, 8), np.uint8)))
+    tables = dict(
+        scores=scores,
+        layers=layers,
+        predictions=predictions,
+        worst=worst,
+        strengths=strengths,
+        shares=shares,
+        equivariance=errors,
+    )
+    return SimpleNamespace(
+        header=header, tables=tables, arrays=dict(worst_pictures=np.zeros((1, 2, 3, 8, 8), np.uint8))
+    )
 
 
 def test_the_page_loads_nothing_and_runs_nothing(report):
@@ -178,32 +213,42 @@ def test_names_arrive_as_they_are(report):
         "Net</title><script>",
         "dainv audit 'a b' --images \"<x>\"",
         "<u>",
-        "<i>cat</i>",
     ]:
         assert name in words, name
+    assert "image 3: <i>cat</i> (90%); transformed: class 7 (50%)" in words and f"{EVIL[2]} & co" in words
 
 
-def test_findings_say_what_the_tables_say(report):
-    found = layer_findings(report).set_index("layer")
-    assert "0.10 below the pixels (-0.11 to -0.09)" in found.finding[EVIL[1]]
-    assert "not told from the score of the pixels" in found.finding[EVIL[2]]
-    assert "0.30 above the pixels (+0.29 to +0.31)" in found.finding[EVIL[3]]
-    assert "does not vary" in found.finding[EVIL[4]]
-    assert found.warning[EVIL[2]].startswith("Invariant but collapsed: 99%") and not found.warning[EVIL[3]]
-
-
-def test_untrained_copies_are_compared_with(report):
-    scores = report.tables["scores"]
-    report.tables["scores"] = scores.assign(untrained_low=0.25, untrained_high=0.45)
-    found = layer_findings(report).set_index("layer").finding
-    assert "Training has lowered it: untrained copies have 0.25 to 0.45." in found[EVIL[1]]
-    assert "Untrained copies have the same" in found[EVIL[2]] and "Training has raised it" in found[EVIL[3]]
-    band = score_plot(report, "composed").axes[0].collections
-    assert any(
-        abs(c.get_datalim(score_plot(report, "composed").axes[0].transData).x0 - 0.25) < 1e-6
-        for c in band
-        if len(c.get_paths())
+def test_warnings_name_what_speaks_against_a_score():
+    layers = pd.DataFrame(
+        dict(
+            layer=["a", "b", "c", "d", "e", "f"],
+            collapsed=[True, False, False, False, False, False],
+            pc1_share=0.99,
+            dead=[0, 0.6, 0, 0, 0, 0],
+            batch_dependent=[False, False, True, False, False, False],
+            varies=[True, True, True, False, True, True],
+            others=[0.1, 0, 0, math.nan, 0.3, 0],
+            identity=[1, 1, 1, math.nan, 1, 0.9],
+        )
     )
+    found = dict(layer_warnings(layers))
+    assert list(found) == list("abcdef")
+    said = [
+        "collapsed: 99%",
+        "60% of its units",
+        "other images of the batch",
+        "same for every image",
+        "unrelated images score 0.30",
+        "scores 0.900",
+    ]
+    assert all(words in text for words, text in zip(said, found.values(), strict=True))
+    assert not layer_warnings(layers.iloc[:0]) and not layer_warnings(pd.DataFrame(dict(layer=["x"])))
+
+
+def test_untrained_copies_are_a_band(report):
+    report.tables["scores"] = report.tables["scores"].assign(untrained_low=0.25, untrained_high=0.45)
+    band = [c for c in score_plot(report, "composed").axes[0].collections if isinstance(c, PolyCollection)]
+    assert len(band) == 1 and {0.25, 0.45} <= set(band[0].get_paths()[0].vertices[:, 0].round(6))
 
 
 def test_figures_show_the_numbers_of_the_tables(report):
@@ -224,16 +269,10 @@ def test_every_figure_has_a_name_of_its_own_and_an_alternative_text(report):
     assert first.alt.endswith("input 0.00; 層 😀 0.60; lowest input 0.00; highest 層 😀 0.60.")
 
 
-def test_strengths_at_which_the_score_is_one_half():
-    assert half_strength([1, 2], [0.75, 0.25]) == 1.5
-    assert half_strength([1], [0.25]) == pytest.approx(2 / 3)  # from a score of 1 at strength 0
-    assert half_strength([1, 2], [0.9, 0.8]) == math.inf and math.isnan(half_strength([1], [math.nan]))
-
-
 def test_nominal_and_swept(report):
     scores = report.tables["scores"]
     assert nominal_transformations(scores) == ["composed", "rotation", "quarter_turn", "<b>mine</b>"]
-    assert swept_kinds(scores) == ["rotation"] and list(sweep_table(scores).layer) == EVIL
+    assert swept_kinds(scores) == ["rotation"]
     assert layers_between(["a"]) == ["a"] and layers_between(list("abcdefg"), 3) == ["a", "d", "g"]
     assert len(plain("x" * 99)) == 28 and plain("a\nb") == "a b"
 
