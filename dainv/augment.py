@@ -10,8 +10,11 @@ __all__ = ['PARAMETERS', 'SCHEMES', 'Scheme', 'scheme', 'named_uniforms', 'Draws
 import math
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch.nn import functional as F
+
+from .images import as_floats, check_images
 
 # %% ../nbs/14_augment.ipynb #eb516063
 _LAWS = ("normal", "uniform", "extremes")
@@ -58,19 +61,23 @@ PARAMETERS = tuple(_IDENTITY)
 
 # %% ../nbs/14_augment.ipynb #c769416f
 _BOUNDS = dict(flip=(0, 1), flip_vertical=(0, 1), rotation=(0, 180), shift_rows=(0, 1), shift_cols=(0, 1))
-_BOUNDS |= dict(shear=(0, 1.5), zoom=(0.01, 100), brightness=(0, 1), contrast=(0, 100), noise=(0, 10))
+_BOUNDS |= dict(shear=(0, 1.5), zoom=(0.01, 100), brightness=(0, 1), contrast=(0, 100), noise=(0, 1))
+_UNITS = dict(rotation=" degrees", shift_rows=" of the height", shift_cols=" of the width", shear=" radians")
+_UNITS |= dict.fromkeys(("brightness", "noise"), ", on the scale of pixels in [0, 1]")
 
 
 def _check_scheme(scheme):
     for name, (low, high) in _BOUNDS.items():
         value, pair = getattr(scheme, name), name in ("zoom", "contrast", "noise")
         try:
-            ends = tuple(float(end) for end in value) if pair else (float(value),)
+            ends = tuple(float(end + 0) for end in (value if pair else (value,)))  # no string is a number
         except (TypeError, ValueError):
             ends = ()
         wanted = "a pair (lowest, highest)" if pair else "a number"
         if len(ends) != 1 + pair or not all(low <= end <= high for end in ends) or ends[0] > ends[-1]:
-            raise ValueError(f"Scheme: {name} is {wanted} between {low} and {high}, not {value!r}")
+            raise ValueError(
+                f"Scheme: {name} is {wanted} between {low} and {high}{_UNITS.get(name, '')}, not {value!r}"
+            )
         object.__setattr__(scheme, name, ends if pair else ends[0])
     for name, known in (("law", _LAWS), ("interpolation", _INTERPOLATIONS)):
         if getattr(scheme, name) not in known:
@@ -336,15 +343,9 @@ _GEOMETRIC = ("rotation", "shift_rows", "shift_cols", "shear", "zoom_rows", "zoo
 _PHOTOMETRIC = ("noise", "brightness", "contrast")
 _CHUNK = 512 * 32 * 32  # pixels of a channel that are worked on at a time, so that they stay in the processor's cache
 
-
-def _as_float(images):
-    if images.dtype == torch.uint8:
-        return images.to(torch.float32).div_(255)
-    return images if images.dtype == torch.float64 else images.float()
-
 # %% ../nbs/14_augment.ipynb #1c64251e
 def _transform(images, draws):
-    given, x = draws.tensors(), _as_float(images)
+    given, x = draws.tensors(), as_floats(images)
     if any(name in given for name in _GEOMETRIC):
         x = _resample(x, draws)
     else:  # an exact flip needs no resampling
@@ -362,31 +363,38 @@ def _transform(images, draws):
     return x
 
 # %% ../nbs/14_augment.ipynb #072894b2
-def _check(images, draws):
-    shape, dtype = tuple(images.shape), images.dtype
-    if images.ndim != 4 or shape[1] != 3:
-        raise ValueError(f"transform: images are (N, 3, height, width), not {shape}")
-    if dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"transform: images are uint8 in 0..255 or float in [0, 1], not {dtype}")
-    for name, values in draws.tensors().items():
+def _check_draws(draws, images):
+    given = draws.tensors()
+    for name, values in given.items():
         if tuple(values.shape) != (len(images),):
-            raise ValueError(f"transform: {len(images)} images need one draw each, but {name} is {tuple(values.shape)}")
+            raise ValueError(f"draws: {len(images)} images need one draw each, but {name} is {tuple(values.shape)}")
         if values.device != images.device:
-            raise ValueError(f"transform: {name} is on {values.device}, images on {images.device}; use draws.to(...)")
+            raise ValueError(f"draws: {name} is on {values.device}, images on {images.device}; use draws.to(...)")
     if draws.noise is not None and draws.key is None:
-        raise ValueError("transform: noise needs a key (N,) that names its field; take it from draw or draw_views")
+        raise ValueError("draws: noise needs a key (N,) that names its field; take it from draw or draw_views")
+    if images.device.type != "cpu" or torch.compiler.is_compiling():
+        return  # a look at the values would wait for the device
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    numbers = {name: v.detach() for name, v in given.items() if v.is_floating_point() and not wrapped(v)}
+    if not numbers or not len(images):
+        return
+    for name, largest in zip(numbers, torch.stack([*numbers.values()]).abs().amax(1).tolist(), strict=True):
+        if not largest <= (1 if name in ("brightness", "noise") else 1e6):
+            raise ValueError(f"draws: {name} of {largest:g}, expected a finite number{_UNITS.get(name, '')}")
 
 # %% ../nbs/14_augment.ipynb #c7b0b61d
 def transform(
-    images: torch.Tensor,  # (N, 3, height, width), uint8 in 0..255 or float in [0, 1]
+    images: torch.Tensor | np.ndarray,  # (N, 3, height, width), uint8 in 0..255 or float in [0, 1]
     draws: Draws,  # N of them
-) -> torch.Tensor:
+) -> torch.Tensor:  # of its own memory, also where nothing is changed
     "Images (N, 3, height, width) in [0, 1]: affine map and flip in one resampling, then noise, brightness, contrast."
-    _check(images, draws)
+    images = check_images(images, min_count=0)
+    _check_draws(draws, images)
     n, step = len(images), max(1, _CHUNK // images[0, 0].numel()) if len(images) else 1
     if images.device.type != "cpu" or torch.compiler.is_compiling() or n <= step:
         done = _transform(images, draws)
     else:
         done = torch.cat([_transform(images[i : i + step], draws[i : i + step]) for i in range(0, n, step)])
+    done = done.clone() if done is images else done
     like_rows = images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last)
     return done if like_rows else done.contiguous(memory_format=torch.channels_last)

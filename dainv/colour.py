@@ -10,6 +10,8 @@ import math
 
 import torch
 
+from .images import as_floats, check_images
+
 # %% ../nbs/15_colour.ipynb #43f8675b
 COLOURS = ("brightness", "contrast", "saturation", "hue")
 
@@ -31,6 +33,7 @@ def greyscale(
     images: torch.Tensor,  # (N, 3, H, W)
 ) -> torch.Tensor:  # (N, 1, H, W)
     "The weighted mean of red, green and blue."
+    images = as_floats(check_images(images, min_count=0, values=False))
     return (images * images.new_tensor(_GREY)[:, None, None]).sum(1, keepdim=True)
 
 # %% ../nbs/15_colour.ipynb #61cff169
@@ -48,26 +51,19 @@ def _hue_maps(hue: torch.Tensor) -> torch.Tensor:  # (N, 3, 3)
     return still + turn.cos() * even + turn.sin() * odd
 
 # %% ../nbs/15_colour.ipynb #448c8707
-def _check_images(name: str, images: torch.Tensor) -> None:
-    "An error unless the images are a batch of colour images of floats."
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        hint = "; add the dimension of the batch with images[None]" if images.ndim == 3 else ""
-        raise ValueError(
-            f"{name}: float images (N, 3, H, W) are needed, not {images.dtype} {tuple(images.shape)}{hint}"
-        )
-
-
 def _mixed(images: torch.Tensor, other: torch.Tensor | float, share: torch.Tensor) -> torch.Tensor:
     "The share of the images, the rest of the other; clamped to [0, 1]."
     return (share * images + (1 - share) * other).clamp(0, 1)
 
 
 def distort_colours(
-    images: torch.Tensor,  # (N, 3, H, W), in [0, 1]
+    images: torch.Tensor,  # (N, 3, H, W), uint8, or floats in [0, 1]
     alpha: torch.Tensor,  # (N, 4), as in `COLOURS`: three factors, and the hue as a fraction of a full turn
+    *,
+    look: bool = True,  # at the pixels, to refuse those that are not in [0, 1]; this waits for a GPU
 ) -> torch.Tensor:  # (N, 3, H, W), a little outside of [0, 1] where the hue has led there
     "The images with other brightness, contrast, saturation and hue, differentiable in both; a ValueError names a wrong shape."
-    _check_images("images", images)
+    images = as_floats(check_images(images, min_count=0, values=look))
     if alpha.shape != (len(images), 4):
         raise ValueError(f"alpha: shape ({len(images)}, 4) is needed, one row per image, not {tuple(alpha.shape)}")
     brightness, contrast, saturation, hue = (column[:, None, None, None] for column in alpha.unbind(1))
@@ -90,6 +86,8 @@ def crop_boxes(
     "The boxes of random resized crops, one for each row of uniform numbers."
     if uniforms.ndim != 2 or uniforms.shape[1] != CROP_NUMBERS:
         raise ValueError(f"uniforms: shape (N, {CROP_NUMBERS}) is needed, not {tuple(uniforms.shape)}")
+    if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1] < math.inf):
+        raise ValueError(f"scale={scale}, ratio={ratio}: expected shares (lowest, highest) up to 1, and ratios above 0")
     place, share, stretch = uniforms.double().split([2, 10, 10], 1)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
     low, high = map(math.log, ratio)
@@ -125,16 +123,29 @@ def _resampling(
     return weights / weights.sum(2, keepdim=True)
 
 # %% ../nbs/15_colour.ipynb #0a2f02b5
+def _check_boxes(boxes: torch.Tensor, height: int, width: int) -> None:
+    "A ValueError for a box that is empty or leaves the image."
+    (top, left, tall, wide) = boxes.unbind(1)
+    inside = (boxes >= 0).all(1) & (tall > 0) & (wide > 0) & (top + tall <= height) & (left + wide <= width)
+    if not inside.all():
+        first = int(inside.int().argmin())
+        raise ValueError(f"boxes: {boxes[first].tolist()} of image {first} is no part of {height} x {width} pixels")
+
+
 def resized_crops(
-    images: torch.Tensor,  # (N, 3, H, W), in [0, 1]
+    images: torch.Tensor,  # (N, 3, H, W), uint8, or floats in [0, 1]
     boxes: torch.Tensor,  # (N, 4) integers within the images: top, left, height, width
     size: int,  # height and width of the result, in pixels
     flip: torch.Tensor | None = None,  # (N,) bool, which results are mirrored; None: none
+    *,
+    look: bool = True,  # at the pixels, to refuse those that are not in [0, 1]; this waits for a GPU
 ) -> torch.Tensor:  # (N, 3, size, size), in [0, 1]
     "A crop of each image, resized with the Lanczos kernel as PIL does, differentiable in the images; a ValueError names a wrong shape."
-    _check_images("images", images)
+    images = as_floats(check_images(images, min_count=0, values=look))
     if boxes.shape != (len(images), 4):
         raise ValueError(f"boxes: shape ({len(images)}, 4) is needed, one row per image, not {tuple(boxes.shape)}")
+    if look and len(boxes):
+        _check_boxes(boxes, *images.shape[2:])
     top, left, tall, wide = boxes.unbind(1)
     rows = _resampling(top, tall, images.shape[2], size).to(images.dtype)
     columns = _resampling(left, wide, images.shape[3], size).to(images.dtype)

@@ -36,6 +36,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
+from .images import check_images, check_labels
 from .runs import atomic_write, data_folder
 from .spirograph import spirograph_classes
 
@@ -77,6 +78,17 @@ class ImageData:
     name: str  # the source: "spirograph", "cifar10", "folder", ...
     title: str  # what figures print
     fingerprint: str  # of the pixels, labels and class names of both halves
+
+    def __post_init__(self):
+        for name in ("train", "test"):
+            split = getattr(self, name)
+            images = check_images(split.images, f"{name} images", min_count=0)
+            if images.dtype != torch.uint8:
+                raise ValueError(
+                    f"{name} images: {images.dtype}, expected uint8: (images * 255).round().to(torch.uint8)"
+                )
+            labels = check_labels(split.labels, len(images), len(self.classes), f"{name} labels")
+            object.__setattr__(self, name, Split(images, labels))
 
     def to(self, device) -> "ImageData":
         "The same data on another device."

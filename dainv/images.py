@@ -58,8 +58,8 @@ def _check_values(images: torch.Tensor, name: str) -> torch.Tensor:
             first, count = int(bad.int().argmax()), int(bad.sum())
             raise ValueError(f"{name}: image {first} holds NaN or infinity, as do {count} of {len(images)} in all")
         raise ValueError(f"{name}: {_range_advice(low, high)}")
-    if 0 < high <= 1 / 255:
-        warnings.warn(f"{name}: no pixel is above 1/255; were they divided by 255 twice?", stacklevel=3)
+    if low < high <= 1 / 255:
+        warnings.warn(f"{name}: no pixel is above 1/255; were they divided by 255 twice?", stacklevel=4)
     return images if low >= 0 and high <= 1 else images.clamp(0, 1)
 
 # %% ../nbs/06_images.ipynb #b5fbec1e
@@ -156,7 +156,7 @@ def check_labels(
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"{name}: {labels.dtype}, expected whole numbers from 0; convert them with .long()")
     labels = labels.to(torch.int64, copy=True)
-    if len(labels):
+    if len(labels) and labels.device.type != "meta":
         low, high = torch.stack(torch.aminmax(labels)).tolist()
         if low < 0 or (n_classes is not None and high >= n_classes):
             top = "" if n_classes is None else n_classes - 1

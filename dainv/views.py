@@ -205,7 +205,10 @@ def _pixel_moments(images: torch.Tensor) -> tuple[list[float], list[float]]:
 def _check_data(data: ImageData, **shares: float) -> None:
     "A ValueError for images that are not square, or for a share outside of [0, 1]."
     if data.train.images.shape[2] != data.train.images.shape[3]:
-        raise ValueError(f"data: images of {tuple(data.train.images.shape[2:])} pixels; views are of square images")
+        raise ValueError(
+            f"data: images of {tuple(data.train.images.shape[2:])} pixels; views are of square images: "
+            "`size` of `load_data` makes them so"
+        )
     for name, share in shares.items():
         if not 0 <= share <= 1:
             raise ValueError(f"{name}={share}: a probability between 0 and 1 is needed")
@@ -219,8 +222,8 @@ def _seen(
     if (base := drawn.base) is None:
         raise ValueError("drawn.base is missing: take it from `draw`, also where alpha is replaced")
     jitter, grey = (mask[:, None, None, None] for mask in (base.jitter, base.grey))
-    x = images if base.boxes is None else resized_crops(images, base.boxes, images.shape[3], base.flip)
-    x = torch.where(jitter, distort_colours(x, drawn.alpha), x)
+    x = images if base.boxes is None else resized_crops(images, base.boxes, images.shape[3], base.flip, look=False)
+    x = torch.where(jitter, distort_colours(x, drawn.alpha, look=False), x)
     return torch.where(grey, greyscale(x), x)
 
 # %% ../nbs/18_views.ipynb #8ac51551

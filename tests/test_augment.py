@@ -191,9 +191,14 @@ def test_half_precision_and_autocast_do_not_move_pixels():
 @pytest.mark.parametrize(
     "images, draws, message",
     [
-        (torch.zeros(3, 32, 32), Draws(), r"\(N, 3, height, width\)"),
-        (torch.zeros(2, 32, 32, 3), Draws(), r"\(N, 3, height, width\)"),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), Draws(), "uint8 in 0..255 or float"),
+        (torch.zeros(3, 32, 32), Draws(), r"\(N, 3, H, W\)"),
+        (torch.zeros(2, 32, 32, 3), Draws(), r"images.permute\(0, 3, 1, 2\)"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), Draws(), "uint8 in 0..255"),
+        (torch.full((2, 3, 8, 8), 200.0), draw("light", 2), "divide by 255"),
+        (torch.full((2, 3, 8, 8), -2.0), draw("light", 2), "preprocess="),
+        (torch.full((2, 3, 8, 8), torch.nan), draw("light", 2), "image 0 holds NaN"),
+        (torch.zeros(2, 3, 8, 8), Draws(brightness=torch.tensor([0.0, -64.0])), "brightness of 64.*pixels in"),
+        (torch.zeros(2, 3, 8, 8), Draws(rotation=torch.tensor([0.0, torch.nan])), "rotation of nan"),
         (torch.zeros(2, 3, 8, 8), Draws(rotation=torch.zeros(3)), "2 images need one draw each, but rotation"),
         (torch.zeros(2, 3, 8, 8), Draws(brightness=torch.zeros(2, 1)), "brightness is"),
         (torch.zeros(2, 3, 8, 8), draw("none", 5), "2 images need one draw each"),
@@ -204,6 +209,20 @@ def test_half_precision_and_autocast_do_not_move_pixels():
 def test_mistakes_are_named(images, draws, message):
     with pytest.raises(ValueError, match=message):
         transform(images, draws)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
+@pytest.mark.parametrize("name", ["none", "heavier", "gaussian"])
+def test_images_are_left_alone_and_the_result_is_another_tensor(name, dtype):
+    images = (photos(3) * (255 if dtype == torch.uint8 else 1)).to(dtype)
+    before, moved = images.clone(), transform(images, draw(name, 3, generator(3)))
+    moved.zero_()
+    assert torch.equal(images, before)
+
+
+def test_arrays_are_transformed_like_tensors():
+    images, draws = photos(3), draw("heavier", 3, generator(4))
+    assert torch.equal(transform(images.numpy(), draws), transform(images, draws))
 
 
 # ----------------------------------------------------------------------------------------------------------- gradients
@@ -445,6 +464,9 @@ def test_half_heavier_is_half_of_heavier_but_for_the_contrast_as_run():
         (dict(zoom=(0, 1)), "zoom"),
         (dict(contrast=(1.5, 0.5)), "contrast is a pair"),
         (dict(noise=(0, 1, 2)), "noise is a pair"),
+        (dict(noise=(0, 8)), "noise is a pair .* between 0 and 1, on the scale of pixels"),
+        (dict(shear=15), "shear is a number between 0 and 1.5 radians"),
+        (dict(zoom="12"), "zoom is a pair"),
         (dict(law="gauss"), "law is one of normal, uniform, extremes, not 'gauss'"),
         (dict(interpolation="cubic"), "interpolation is one of bilinear, nearest"),
         (dict(rotate=3), "unknown field rotate; known are flip"),
