@@ -117,7 +117,8 @@ def write_error(
     size: int = 0,  # bytes that were written so far
 ) -> Exception:
     "The error, or in its place an OSError that names the file, the reason and what to do."
-    number = getattr(error, "errno", None)
+    quoted = re.search(r"os error (\d+)", str(error))  # as safetensors does
+    number = int(quoted[1]) if quoted else getattr(error, "errno", None)
     if number is None:  # a library hides the reason
         existing = next(folder for folder in (path.parent, *path.parents) if folder.exists())
         number = errno.ENOSPC if shutil.disk_usage(existing).free < 2**20 else None
@@ -488,7 +489,7 @@ def _write_checkpoint(path: Path, state: dict) -> None:
 def _is_whole(content: bytes) -> bool:
     "Whether a checkpoint has the digest at its end; of one without, whether the checksums of its entries are right."
     body, digest = content[: -len(_NO_DIGEST)], content[-len(_NO_DIGEST) :]
-    if content[-22:-18] != b"PK\5\6":  # not the end of a container without a comment
+    if content[-22:-18] != b"PK\5\6" or content[-2:] != b"\0\0":  # not the end of a container without a comment
         return hashlib.sha256(body).hexdigest().encode() == digest
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as container:
@@ -670,6 +671,7 @@ class Run:
             raise FileNotFoundError(
                 f"run {self.name!r} has not finished: start it again with its parameters to resume it"
             )
+        verified(self.folder / "params.json")  # a result of other parameters is not that of this run
         return self.read("result.json")
 
     @property
