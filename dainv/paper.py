@@ -10,6 +10,7 @@ import html
 import io
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -322,18 +323,27 @@ def _thumbnail(profile: str, record: dict) -> str:
     return f'<div><b>{folder}</b><br>{image}<p class="small">{html.escape(_verdict(record))}</p></div>'
 
 # %% ../nbs/72_paper.ipynb #148a3de2
+def _missing(missing: Mapping[str, str]) -> str:
+    "The part of the page about figures that could not be drawn."
+    rows = [{"not drawn": name, "because": why} for name, why in missing.items()]
+    return f"<section><h2>Missing figures</h2>{_table(rows)}</section>" if rows else ""
+
+
 def write_report(
     profile: str,  # quick, small, paper
+    missing: Mapping[str, str] | None = None,  # figure -> why it could not be drawn
 ) -> Path:
-    "The path of the profile's page; the page of all profiles beside the folders is written too."
+    "The path of the profile's page, which names figures that are missing; the page of all profiles beside the folders is written too."
     folder = figures_folder(profile)
     figures = _figures(folder)
-    if not figures:
+    if not figures and not missing:
         raise FileNotFoundError(f"{folder}: no figures of profile {profile!r} yet; draw them with `make figures`")
     intro = f"<h1>Figures, profile {html.escape(profile)}</h1>"
     links = " · ".join(f'<a href="#{html.escape(n)}">{html.escape(r["title"])}</a>' for n, r in figures.items())
     nav = f'<p class="small">{links} · <a href="../index.html">all profiles</a></p>'
-    page = _page(f"Figures, profile {profile}", intro + nav + "".join(map(_section, figures.values())))
+    page = _page(
+        f"Figures, profile {profile}", intro + nav + _missing(missing or {}) + "".join(map(_section, figures.values()))
+    )
     atomic_write(folder / "index.html", lambda path: path.write_text(page))
     overview = _overview()
     atomic_write(figures_folder() / "index.html", lambda path: path.write_text(overview))

@@ -6,9 +6,10 @@
 __all__ = ['TRAINED', 'project_root', 'data_folder', 'runs_folder', 'figures_folder', 'remove_abandoned', 'write_error',
            'explained_errors', 'atomic_write', 'write_json', 'read_json', 'sha256_of', 'verified', 'write_table',
            'read_table', 'write_tensors', 'read_tensors', 'check_params', 'check_ranges', 'read_params', 'provenance',
-           'save_checkpoint', 'load_checkpoint', 'locked', 'Run', 'load_weights', 'Measurement', 'measured_how',
-           'load_runs', 'experiments_file', 'experiments', 'profile_of', 'run_group', 'run_seeds', 'profile_runs',
-           'run_mismatch', 'FigureRun', 'run_label', 'figure_runs', 'params_from_command_line', 'one_line_errors']
+           'save_checkpoint', 'load_checkpoint', 'check_name', 'locked', 'Run', 'load_weights', 'Measurement',
+           'measured_how', 'load_runs', 'experiments_file', 'experiments', 'profile_of', 'run_group', 'run_seeds',
+           'profile_runs', 'run_mismatch', 'FigureRun', 'run_label', 'figure_runs', 'params_from_command_line',
+           'one_line_errors']
 
 # %% ../nbs/00_runs.ipynb #81b8a565
 import csv
@@ -542,7 +543,7 @@ def load_checkpoint(
     return None
 
 # %% ../nbs/00_runs.ipynb #2c40dcbd
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     "Raises a ValueError for a name that is no path below the runs folder."
     parts = name.split("/")
     if not all(re.fullmatch(r"[\w=+][\w.=+-]*", part) and ".." not in part for part in parts):
@@ -634,7 +635,7 @@ class Run:
         defaults: dict | None = None,  # of parameters that did not exist yet when an older run was made
     ) -> "Run":
         "The run of this name; with `params` it is begun, or checked to have been started with the same."
-        _check_name(name)
+        check_name(name)
         run = cls(runs_folder() / name)
         path = run.folder / "params.json"
         with explained_errors(path):
