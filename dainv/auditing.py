@@ -127,7 +127,7 @@ class _LayerSums:
 
     def of_units(self, rows: torch.Tensor) -> torch.Tensor:
         "The columns of the sampled units."
-        return rows if self.units is None else rows[:, self.units]
+        return rows if self.units is None else rows.index_select(1, self.units)
 
     def first(self, rows: torch.Tensor) -> None:
         "Adds a batch to the mean."
@@ -301,7 +301,7 @@ def _add_views(
                 moved[layer][where] += distances / repeats
                 if layer in maps:
                     still = batch.maps[layer] if everything else batch.maps[layer][changed]
-                    distances = aligned_distances(still, maps[layer], motion[where], *x.shape[2:])
+                    distances = aligned_distances(still, maps[layer], motion[where], *x.shape[2:], distances)
                 aligned[layer][where] += distances / repeats
             if after is not None and batch.probabilities is not None:
                 seen = batch.probabilities.clone()
@@ -645,8 +645,9 @@ def batch_dependence(
 ) -> tuple[
     dict[str, float], str
 ]:  # module -> relative difference, for those above the tolerance; why it is not known, or ""
-    "Modules that give the first image something else alone than in a batch, in the order in which they finish."
-    found, modules = [], {module: name for name, module in layer_modules(unwrapped(model)).items() if name}
+    "Modules that give the first or the last image something else alone than in a batch, in the order in which they finish."
+    n, found = min(len(images), 4), []
+    modules = {module: name for name, module in layer_modules(unwrapped(model)).items() if name}
 
     def hook(module, arguments, output):
         with contextlib.suppress(ValueError):
@@ -655,7 +656,7 @@ def batch_dependence(
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
         with torch.no_grad(), evaluating(model):
-            for part in (images[:4], images[:1]):
+            for part in (images[:n], images[:1], images[n - 1 : n]):
                 seen = []
                 output = network_output(model, part, preprocess)
                 with contextlib.suppress(ValueError):
@@ -666,17 +667,22 @@ def batch_dependence(
     finally:
         for handle in handles:
             handle.remove()
-    dependent, n = {}, len(images[:4])
-    for (name, many), (other, one) in zip(*found, strict=False):
-        if name != other or many.dim() != one.dim() or not many.numel():
-            continue
-        sizes = enumerate(zip(many.shape, one.shape, strict=True))
-        axis = next((k for k, (a, b) in sizes if a == n * b and a != b), None)
-        if axis is None:
-            continue
-        gap = (many.narrow(axis, 0, one.shape[axis]) - one).abs().max() / one.square().mean().sqrt().clamp_min(1e-12)
-        if gap > tolerance:
-            dependent[name] = gap.item()
+    dependent, whole = {}, found[0]
+    for alone, last in zip(found[1:], (False, True), strict=True):
+        for (name, many), (other, one) in zip(whole, alone, strict=False):
+            if name != other or many.dim() != one.dim() or not many.numel():
+                continue
+            sizes = enumerate(zip(many.shape, one.shape, strict=True))
+            axis = next((k for k, (a, b) in sizes if a == n * b and a != b), None)
+            if axis is None:
+                continue
+            size = one.shape[axis]
+            same = many.narrow(axis, many.shape[axis] - size if last else 0, size)
+            gap = ((same - one).abs().max() / one.square().mean().sqrt().clamp_min(1e-12)).item()
+            if gap > tolerance:
+                dependent[name] = max(gap, dependent.get(name, 0.0))
+    order = [name for name, _ in whole if name in dependent]
+    dependent = {name: dependent[name] for name in order}
     return dependent, ""
 
 # %% ../nbs/64_auditing.ipynb #1e8d8514

@@ -56,12 +56,14 @@ SPATIAL = ("shift_rows", "shift_cols", "rotation", "scale")
 
 def _slopes(maps: torch.Tensor, axis: int, cyclic: bool) -> torch.Tensor:
     "Central differences along an axis."
-    if cyclic:
-        return (maps.roll(-1, axis) - maps.roll(1, axis)) / 2
-    size = maps.shape[axis]
-    index = torch.arange(size, device=maps.device)
-    after, before = (index + 1).clamp_max(size - 1), (index - 1).clamp_min(0)
-    return (maps.index_select(axis, after) - maps.index_select(axis, before)) / 2
+    size, slopes = maps.shape[axis], torch.empty_like(maps)
+    ends = ((0, 1, size - 1 if cyclic else 0), (size - 1, 0 if cyclic else size - 1, size - 2))
+    if size == 1:
+        return slopes.zero_()
+    torch.sub(maps.narrow(axis, 2, size - 2), maps.narrow(axis, 0, size - 2), out=slopes.narrow(axis, 1, size - 2))
+    for here, after, before in ends:
+        slopes.select(axis, here).copy_(maps.select(axis, after) - maps.select(axis, before))
+    return slopes.mul_(0.5)
 
 
 def transformation_derivative(
@@ -75,16 +77,15 @@ def transformation_derivative(
     if kind not in SPATIAL:
         return torch.zeros_like(maps)
     h, w = maps.shape[2:]
-    by_row, by_col = _slopes(maps, 2, cyclic) * (h / height), _slopes(maps, 3, cyclic) * (w / width)
-    if kind == "shift_rows":
-        return by_row
-    if kind == "shift_cols":
-        return by_col
+    by_row = None if kind == "shift_cols" else _slopes(maps, 2, cyclic).mul_(h / height)
+    by_col = None if kind == "shift_rows" else _slopes(maps, 3, cyclic).mul_(w / width)
+    if kind in ("shift_rows", "shift_cols"):
+        return by_col if by_row is None else by_row
     rows = (torch.arange(h, device=maps.device, dtype=maps.dtype) + 0.5)[:, None] * (height / h) - height / 2
     cols = (torch.arange(w, device=maps.device, dtype=maps.dtype) + 0.5) * (width / w) - width / 2
     if kind == "rotation":
-        return (rows * by_col - cols * by_row) * (math.pi / 180)
-    return (rows * by_row + cols * by_col) * 0.01
+        return by_col.mul_(rows * (math.pi / 180)).addcmul_(by_row, cols * (-math.pi / 180))
+    return by_row.mul_(rows * 0.01).addcmul_(by_col, cols * 0.01)
 
 
 def image_derivative(
@@ -225,19 +226,20 @@ def aligned_distances(
     motion: torch.Tensor,  # (n, 3), as `Family.motion` gives it: rows and columns in pixels, mirrored
     height: int,  # of the images, in pixels
     width: int,
+    distances: torch.Tensor | None = None,  # (n,), without alignment, if they are known
 ) -> torch.Tensor:  # (n,), sum over units of what the overlap has per unit
     "Squared distances after the transformation is undone in the maps, to the nearest position; the smaller of with and without."
     h, w = still.shape[2:]
     units = still[0].numel()
-    scale = torch.tensor([h / height, w / width])
-    places = (motion[:, :2].cpu() * scale).round().long()
-    distances = torch.empty(len(still))
+    if distances is None:
+        distances = torch.stack([(a - b).square().sum() for a, b in zip(moved, still, strict=True)]).cpu()
+    places = (motion[:, :2].cpu() * torch.tensor([h / height, w / width])).round().long()
+    found = distances.tolist()
     for i, ((row, col), mirrored) in enumerate(zip(places.tolist(), motion[:, 2].tolist(), strict=True)):
-        other = moved[i].flip(2) if mirrored else moved[i]
-        best = (moved[i] - still[i]).square().sum().item()
         if (row or col or mirrored) and abs(row) < h and abs(col) < w:
+            other = moved[i].flip(2) if mirrored else moved[i]
             a = still[i][:, max(row, 0) : h + min(row, 0), max(col, 0) : w + min(col, 0)]
             b = other[:, max(-row, 0) : h + min(-row, 0), max(-col, 0) : w + min(-col, 0)]
-            best = min(best, (a - b).square().mean().item() * units)
-        distances[i] = best
-    return distances
+            overlap = torch.linalg.vector_norm(a - b).square().item() * units / a.numel()
+            found[i] = min(found[i], overlap)
+    return torch.tensor(found)

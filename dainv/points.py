@@ -90,6 +90,10 @@ def find_points(
     layers: str | Sequence[str] = "blocks",  # "blocks", "top_level", "all", a pattern such as "layer3.*", or names
 ) -> list[str]:  # names of modules, in the order in which they are defined
     "The measuring points of a network; a ValueError names what is not in it."
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError(
+            "model: a scripted network (TorchScript) cannot be looked into; give the network it was made from"
+        )
     model = unwrapped(model)
     every = {name: module for name, module in layer_modules(model).items() if name}
     modules = {name: module for name, module in every.items() if not _is_container(module)}
