@@ -8,6 +8,8 @@ __all__ = ['variance_shares', 'pc1_share', 'effective_rank']
 # %% ../nbs/22_collapse.ipynb #4d38f0a2
 import torch
 
+from .features import rows_vary
+
 # %% ../nbs/22_collapse.ipynb #c1c592c3
 def variance_shares(
     features: torch.Tensor,  # (N, ...), flattened to (N, D)
@@ -18,6 +20,8 @@ def variance_shares(
         raise ValueError(f"features hold {len(x)} item(s): a variance needs at least two")
     if not torch.isfinite(x).all():
         raise ValueError("features hold a value that is not finite")
+    if not rows_vary(features.detach().flatten(1)):
+        return x.new_zeros(min(x.shape))
     x = x - x.mean(0)
     gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
     eigenvalues = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)

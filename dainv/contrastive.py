@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .features import unit_length
+
 # %% ../nbs/32_contrastive.ipynb #a9110d79
 def _check_projections(z1, z2, temperature, all_z1, all_z2, first):
     "A ValueError unless the rows and columns of the contrastive task fit together."
@@ -30,7 +32,7 @@ def _check_projections(z1, z2, temperature, all_z1, all_z2, first):
 def _wide_unit(*parts: torch.Tensor) -> torch.Tensor:
     "The rows of all parts, of length 1, in single precision at least."
     z = torch.cat(parts)
-    return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
+    return unit_length(z.to(torch.promote_types(z.dtype, torch.float32)))
 
 # %% ../nbs/32_contrastive.ipynb #3a02b2e1
 def nt_xent_parts(

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from .data import balanced_subset
+from .features import evaluating, network_output, only_tensor
 from .images import check_labels
-from .models import evaluating
 from .precision import inference_precision
 
 # %% ../nbs/25_encoding.ipynb #159f5d3b
@@ -26,8 +26,10 @@ def _item_ids(views, half: str, ids: torch.Tensor | None) -> torch.Tensor:
     return ids
 
 
-def _finite(features: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    "The features, if all are finite."
+def _checked(features: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    "The features, if there is a row of finite numbers for each item."
+    if features.dim() != 2 or len(features) != len(ids):
+        raise ValueError(f"the encoder gives {tuple(features.shape)} for {len(ids)} images: expected a row for each")
     if not (good := features.isfinite().all(1)).all():
         raise ValueError(
             f"features of item {int(ids[int(good.int().argmin())])} are not finite; did the encoder diverge?"
@@ -35,6 +37,7 @@ def _finite(features: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return features
 
 # %% ../nbs/25_encoding.ipynb #b5b265a2
+@torch.inference_mode(False)
 @torch.no_grad()
 def encode(
     encoder: nn.Module,  # images (B, 3, size, size) -> features (B, d)
@@ -58,9 +61,9 @@ def encode(
             drawn = views.draw(half, some, passes, view, seed) if transformed else None
             images = views.images(half, some, drawn)
             with inference_precision(images.device, precision):
-                features = encoder(images.contiguous(memory_format=torch.channels_last))
-                features = head(features) if head is not None else features
-            parts.append(_finite(features.float().cpu(), some))
+                features = only_tensor(network_output(encoder, images), "encoder")
+                features = only_tensor(head(features), "head") if head is not None else features
+            parts.append(_checked(features.float().cpu(), some))
     return torch.cat(parts)
 
 # %% ../nbs/25_encoding.ipynb #b3bd409e

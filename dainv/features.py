@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['unwrapped', 'layer_modules', 'only_tensor', 'Activations', 'record', 'evaluating', 'Layout', 'network_output',
-           'find_layouts', 'as_rows', 'memory_order', 'pooled', 'check_finite', 'rounding_level', 'varies',
-           'LayerReader']
+           'find_layouts', 'as_rows', 'memory_order', 'pooled', 'check_finite', 'rounding_level', 'varies', 'rows_vary',
+           'unit_length', 'LayerReader']
 
 # %% ../nbs/08_features.ipynb #6a47ede7
 import ast
@@ -238,7 +238,7 @@ class _Recorder:
             self.trusted.add(key)
         self.watched.clear()
 
-# %% ../nbs/08_features.ipynb #d43445f2
+# %% ../nbs/08_features.ipynb #b89fdbde
 @contextmanager
 def record(
     model: nn.Module,
@@ -279,7 +279,7 @@ def evaluating(
         for module, training in modes:
             module.training = training
 
-# %% ../nbs/08_features.ipynb #720a5a1a
+# %% ../nbs/08_features.ipynb #f31e377f
 @dataclass(frozen=True)
 class _Axes:
     "Which axis of a tensor holds the channels, made by which operation, and which positions are no patches."
@@ -394,7 +394,7 @@ def network_output(
         given = given.to(like.dtype)
     return model(given)
 
-# %% ../nbs/08_features.ipynb #f454f0af
+# %% ../nbs/08_features.ipynb #960d71f9
 def _default_layers(module: nn.Module, found: Activations, name: str = "") -> list[str]:
     "The children of a module that take part in the pass, or what is inside a container that does not."
     names, seen = [], []
@@ -416,7 +416,7 @@ def _default_layers(module: nn.Module, found: Activations, name: str = "") -> li
         )
     return names
 
-# %% ../nbs/08_features.ipynb #eaa22402
+# %% ../nbs/08_features.ipynb #72d5eb10
 def _layout(layer: str, outputs: Sequence[torch.Tensor], axes: _Axes | None, tokens: dict) -> Layout:
     "The layout of a layer, from its outputs for two and for three images."
     small, large = outputs
@@ -588,6 +588,30 @@ def varies(
 ) -> torch.Tensor:  # bool
     "Whether more than rounding errors varies."
     return variance > rounding_level(dtype) ** 2 * square
+
+# %% ../nbs/08_features.ipynb #708cfa71
+def rows_vary(
+    rows: torch.Tensor,  # (N, D)
+    columns: int = 4096,  # that are looked at in double precision at a time
+) -> bool:
+    "Whether the rows differ by more than rounding errors."
+    variance = square = torch.zeros((), dtype=torch.float64, device=rows.device)
+    for part in rows.detach().split(columns, 1):
+        part = part.double()
+        mean = part.mean(0)
+        variance = variance + (part - mean).square().sum() / len(part)
+        square = square + mean.square().sum()
+    return bool(varies(variance, variance + square, rows.dtype))
+
+# %% ../nbs/08_features.ipynb #6f920222
+def unit_length(
+    rows: torch.Tensor,  # (..., D)
+    eps: float = 1e-12,  # up to which length a row counts as zero
+) -> torch.Tensor:  # (..., D)
+    "The rows at length 1; rows of zeros stay zero, without a gradient."
+    still = torch.linalg.vector_norm(rows.detach(), dim=-1, keepdim=True) <= eps  # this way round: NaN stays NaN
+    moving = torch.where(still, 1, rows)  # the length of a zero has no second derivative
+    return torch.where(still, 0, moving / torch.linalg.vector_norm(moving, dim=-1, keepdim=True))
 
 # %% ../nbs/08_features.ipynb #02d6755e
 class LayerReader:

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from .augment import named_uniforms
+from .features import unit_length
 from .models import evaluating
 
 # %% ../nbs/34_penalties.ipynb #4474c99f
@@ -44,7 +45,7 @@ def rademacher(
 def _unit(features: torch.Tensor, normalise: bool) -> torch.Tensor:
     "Features (B, d) in single precision at least, of length 1 if asked."
     features = features.to(torch.promote_types(features.dtype, torch.float32))
-    return F.normalize(features, dim=1) if normalise else features
+    return unit_length(features) if normalise else features
 
 # %% ../nbs/34_penalties.ipynb #7b3b2211
 def _encoded(encode, alpha):

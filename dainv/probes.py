@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,9 @@ from torch import nn
 from torch.func import functional_call
 
 from .data import ImageData
-from .models import evaluating, record
+from .features import as_rows, evaluating, find_layouts, record, varies
+from .features import pooled as mean_rows
+from .images import as_tensor, network_input
 from .representation import layer_features
 from .runs import Run
 from .training import TrainParams, load_model, load_run_data, readout_layer
@@ -30,10 +33,8 @@ def _standardisation(
     features: torch.Tensor,  # (N, C) float64
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (C,) and (C,), float32
     "Mean and gain, one over the standard deviation, of each unit; the gain of a constant unit is 0."
-    deviation, mean = torch.std_mean(features, 0, correction=0)
-    single = torch.finfo(torch.float32)
-    varies = deviation > (single.eps * mean.abs()).clamp_min(single.tiny)
-    return mean.float(), torch.where(varies, 1 / deviation, 0.0).float()
+    variance, mean = torch.var_mean(features, 0, correction=0)
+    return mean.float(), torch.where(varies(variance, variance + mean.square()), variance.rsqrt(), 0.0).float()
 
 # %% ../nbs/54_probes.ipynb #a380be61
 class _Probe(nn.Module):
@@ -135,7 +136,13 @@ def _linear_path(
     x, tolerance = features.double(), 1e-7 if final else 1e-5
     mean, gain = _standardisation(x)
     x = ((x - mean) * gain).T.contiguous()
-    variances, axes = torch.linalg.eigh(x @ x.T / x.shape[1])
+    if len(x) <= x.shape[1]:
+        variances, axes = torch.linalg.eigh(x @ x.T / x.shape[1])
+    else:
+        variances, items = torch.linalg.eigh(x.T @ x / x.shape[1])
+        kept = variances > variances[-1] * len(variances) * torch.finfo(variances.dtype).eps
+        variances = variances[kept]
+        axes = x @ items[:, kept] / (variances * x.shape[1]).sqrt()
     columns = torch.cat([axes.T @ x, torch.ones_like(x[:1])])
     curvature = torch.cat([variances.clamp_min(0), variances.new_ones(1)]) / n_classes
     weights = x.new_zeros(n_classes, len(columns))
@@ -205,6 +212,12 @@ def _best_strength(path: Callable, features, labels, strengths, held_out: torch.
     return strength, accuracy, probe
 
 # %% ../nbs/54_probes.ipynb #3843f659
+def _as_items(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    "Features and labels as tensors; arrays and lists of labels are taken."
+    labels = labels if isinstance(labels, torch.Tensor) else as_tensor(np.asarray(labels), "labels")
+    return as_tensor(features, "features"), labels
+
+
 def _check_items(features: torch.Tensor, labels: torch.Tensor, n_classes: int, layer: str | None = None) -> None:
     "Raises a ValueError for features and labels that do not belong together or are not usable."
     what = "features" if layer is None else f"features of layer {layer!r}"
@@ -263,6 +276,7 @@ def fit_linear_probe(
     layer: str | None = None,  # for error messages
 ) -> LinearProbe:  # with .strength and .held_out_accuracy
     "Multinomial logistic regression on frozen features, run to the minimum."
+    features, labels = _as_items(features, labels)
     _check_items(features, labels, n_classes, layer)
     path = partial(_linear_path, n_classes=n_classes)
     return _fit(path, features, labels, n_classes, strengths, held_out, seed, layer)
@@ -276,8 +290,9 @@ def probe_accuracy(
     layer: str | None = None,  # for error messages
 ) -> float:
     "The fraction of items that the probe puts into their class."
+    features, labels = _as_items(features, labels)
     device = next(probe.parameters()).device
-    with torch.inference_mode():
+    with torch.no_grad():
         logits = probe(features.to(device))
         _check_items(features, labels, logits.shape[1], layer)
         return logits.argmax(1).eq(labels.to(device)).double().mean().item()
@@ -356,6 +371,7 @@ def fit_mlp_probe(
     for name, value in (("hidden", hidden), ("steps", steps), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
+    features, labels = _as_items(features, labels)
     _check_items(features, labels, n_classes, layer)
     path = partial(_mlp_path, n_classes=n_classes, hidden=hidden, steps=steps, batch_size=batch_size, seed=seed)
     return _fit(path, features, labels, n_classes, strengths, held_out, seed, layer)
@@ -390,6 +406,7 @@ def probe_table(
     _check_table(train_features, test_features, kinds)
     rows = []
     for layer, features in train_features.items():
+        features, train_labels = _as_items(features, train_labels)
         _check_items(features, train_labels, n_classes, layer)
         for kind in kinds:
             for fraction in fractions:
@@ -402,32 +419,24 @@ def probe_table(
                 rows.append(row | dict(held_out_accuracy=probe.held_out_accuracy, test_accuracy=accuracy))
     return pd.DataFrame(rows)
 
-# %% ../nbs/54_probes.ipynb #5b70afe0
-def _pool(
-    activation: torch.Tensor,  # (N, C, H, W) or (N, C)
-    layer: str,
-) -> torch.Tensor:  # (N, C)
-    "The spatial mean of maps, and everything else as one row per image; errors name the layer."
-    if not isinstance(activation, torch.Tensor):
-        raise TypeError(
-            f"layer {layer!r} returns a {type(activation).__name__}, not a tensor: choose a layer inside it"
-        )
-    return activation.mean((2, 3)) if activation.dim() == 4 else activation.flatten(1)
-
 # %% ../nbs/54_probes.ipynb #a2a7fb0e
 class ProbedModel(nn.Module):
-    "Images -> logits of a probe on the pooled activations of a layer; differentiable with respect to the images only."
+    "Images -> logits of a probe on the features of a layer, as `layer_features` gives them; differentiable with respect to the images only."
 
     def __init__(
         self,
         model: nn.Module,
         layer: str,  # a name as in `model.named_modules()`
         probe: nn.Module,  # features (N, C) -> logits
+        *,
+        preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,  # that the probe's features were made with
+        pool: bool | str = True,  # likewise
     ):
         super().__init__()
         with record(model, [layer]):
             pass  # names a layer that does not exist now rather than at the first call
-        self.model, self.layer, self.probe = model, layer, probe
+        self.model, self.layer, self.probe, self.preprocess, self.pool = model, layer, probe, preprocess, pool
+        self.layout = None  # found at the first call
 
     @staticmethod
     def _frozen(module: nn.Module, x: torch.Tensor):
@@ -437,13 +446,19 @@ class ProbedModel(nn.Module):
 
     def forward(
         self,
-        images: torch.Tensor,  # (N, 3, H, W), as the model takes them
+        images: torch.Tensor,  # (N, 3, H, W), in [0, 1]
     ) -> torch.Tensor:  # (N, n_classes)
+        if self.layout is None:
+            found = find_layouts(self.model, images, [self.layer], preprocess=self.preprocess)
+            self.layout = found[self.layer]
+        like = next((p for p in self.model.parameters() if p.is_floating_point()), images)
         with evaluating(self), record(self.model, [self.layer]) as activations:
-            self._frozen(self.model, images)
-            if self.layer not in activations:
-                raise ValueError(f"layer {self.layer!r} takes no part in the forward pass of the model")
-            return self._frozen(self.probe, _pool(activations[self.layer], self.layer))
+            self._frozen(self.model, network_input(images, self.preprocess).to(like.dtype))
+            given = activations[self.layer], len(images), self.layer, self.layout
+            features = (
+                mean_rows(*given, "patches" if self.pool is True else self.pool) if self.pool else as_rows(*given)
+            )
+            return self._frozen(self.probe, features)
 
 # %% ../nbs/54_probes.ipynb #2b6fd71f
 def load_classifier(

@@ -17,42 +17,20 @@ from torch import nn
 from .augment import Scheme, draw_views, transform
 from .augment import scheme as find_scheme
 from .collapse import effective_rank, pc1_share, variance_shares
-from .models import evaluating, record
+from .features import LayerReader, as_rows, check_finite, find_layouts, rows_vary, unwrapped, varies
+from .features import pooled as mean_rows
+from .images import as_tensor, check_images
 
 # %% ../nbs/52_representation.ipynb #fb015875
 _all_ = [variance_shares, pc1_share, effective_rank]  # measured in `dainv.collapse`, looked for here
 
-# %% ../nbs/52_representation.ipynb #57f21d94
-def _unit_rows(activation, layer: str, first: int, last: int, pool: bool) -> torch.Tensor:  # (n, C) or (n, D)
-    "The rows of the images first..last-1 of one layer, float32, on the CPU; errors name the layer."
-    if not isinstance(activation, torch.Tensor) or activation.dim() < 2 or len(activation) != last - first:
-        shape = tuple(activation.shape) if isinstance(activation, torch.Tensor) else type(activation).__name__
-        raise ValueError(f"layer {layer!r} gives {shape} for {last - first} images: choose one with a row per image")
-    rows = activation.float()
-    rows = rows.mean((2, 3)) if pool and rows.dim() == 4 else rows.flatten(1)
-    if not (finite := rows.isfinite().all(1)).all():
-        raise ValueError(f"layer {layer!r}: features of image {first + int(finite.int().argmin())} are not finite")
-    return rows.cpu()
-
-# %% ../nbs/52_representation.ipynb #cb418f58
-def _check_request(model, images, layers, batch_size) -> list[str]:
-    "The layers asked for, else those that the model measures, else its children; ValueErrors for what cannot be done."
-    if images.dim() != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError(f"images of shape {tuple(images.shape)}: expected (N, 3, H, W) with N of at least 1")
-    if isinstance(layers, str):
-        raise ValueError(f"layers={layers!r}: expected a list of names; write [{layers!r}]")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: at least one image per batch")
-    return list(layers if layers is not None else getattr(model, "measured", [n for n, _ in model.named_children()]))
-
 # %% ../nbs/52_representation.ipynb #79647dc3
-@torch.no_grad()
 def layer_features(
     model: nn.Module,
     images: torch.Tensor,  # (N, 3, H, W), uint8 or in [0, 1]
     layers: Sequence[str] | None = None,  # names of modules; default: `model.measured`, else the model's children
     *,
-    pool: bool = True,  # the spatial mean of feature maps; False: all their units
+    pool: bool | str = True,  # mean over positions (of tokens: over patches); class: the class token; False: all units
     transformation: str | Scheme | None = None,  # one random view of each image; None: the images as they are
     seed: int = 0,  # of the views: a view depends on (seed, image, view) alone
     view: int = 0,  # which view of that seed
@@ -60,25 +38,29 @@ def layer_features(
     preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,  # from [0, 1] pixels: normalisation
 ) -> dict[str, torch.Tensor]:  # layer -> (N, C), or (N, D) without pool; float32, on the CPU
     "The features of every image in each layer, streamed in batches; ValueErrors name a layer that is unknown or not finite."
-    layers, features = _check_request(model, images, layers, batch_size), {}
-    chosen, like = find_scheme(transformation or "none"), next(model.parameters(), torch.zeros(()))
-    with evaluating(model), record(model, layers) as activations:
+    images, chosen, features = check_images(images), find_scheme(transformation or "none"), {}
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: at least one image per batch")
+    with LayerReader(model, images, layers, preprocess=preprocess) as reader:
         for ids in torch.arange(len(images)).split(batch_size):
             first, last = int(ids[0]), int(ids[-1]) + 1
-            x = transform(images[first:last].to(like.device), draw_views(chosen, ids, 0, view, seed).to(like.device))
-            activations.clear()
-            model(preprocess(x.to(like)) if preprocess else x.to(like))
-            for layer in layers:
-                rows = _unit_rows(activations.get(layer), layer, first, last, pool)
+            draws = draw_views(chosen, ids, 0, view, seed).to(reader.device)
+            found = reader(transform(images[first:last].to(reader.device), draws))
+            for layer, layout in reader.layouts.items():
+                given = found.pop(layer), len(ids), layer, layout
+                rows = mean_rows(*given, "patches" if pool is True else pool) if pool else as_rows(*given)
+                rows = check_finite(rows, layer, first).float().cpu()
                 features.setdefault(layer, rows.new_empty(len(images), rows.shape[1]))[first:last] = rows
     return features
 
 # %% ../nbs/52_representation.ipynb #5be52847
 def _features(features: torch.Tensor, name: str, least: int = 2) -> torch.Tensor:  # (N, D)
     "Features as rows of units; a ValueError names the row that is not finite."
+    features = as_tensor(features, name)
     if features.dim() < 2 or len(features) < least or not features[0].numel():
         raise ValueError(f"{name} of shape {tuple(features.shape)}: expected (N, ...) with N of at least {least}")
     rows = features.detach().flatten(1)
+    rows = rows if rows.is_floating_point() else rows.double()
     if not all(math.isfinite(end) for end in torch.aminmax(rows)):  # several times faster than asking every element
         bad = int(rows.isfinite().all(1).int().argmin())
         raise ValueError(f"{name}: row {bad} holds a value that is not finite")
@@ -98,15 +80,15 @@ def _centred_gram(rows: torch.Tensor, columns: int = 1024, block: int = 128) -> 
 # %% ../nbs/52_representation.ipynb #a835661b
 def _unit_length(rows: torch.Tensor) -> torch.Tensor:  # (N, D), float64
     "Rows less their own mean, of length 1."
-    low, high = torch.aminmax(rows, dim=1)
-    constant = low == high
+    dtype, rows = rows.dtype, rows.double()
+    mean, variance = rows.mean(1, keepdim=True), rows.var(1, correction=0)
+    constant = ~varies(variance, variance + mean[:, 0].square(), dtype)
     if constant.any():
         raise ValueError(
             f"features: all units of row {int(constant.int().argmax())} are equal ({int(constant.sum())} such rows of "
             f"{len(rows)}), so it has no correlation; leave such rows out, or use metric='msd'"
         )
-    rows = rows.double()
-    rows = rows - rows.mean(1, keepdim=True)
+    rows = rows - mean
     return rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True))
 
 # %% ../nbs/52_representation.ipynb #1fd95c58
@@ -267,7 +249,7 @@ def _hsics(x: torch.Tensor, y: torch.Tensor, unbiased: bool) -> torch.Tensor:  #
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} rows and y {len(y)}: expected the same images in the same order")
     for rows, name in ((x, "x"), (y, "y")):
-        if (rows == rows[0]).all():
+        if not rows_vary(rows):
             raise ValueError(f"{name}: all {len(rows)} rows are equal; CKA compares how features vary over images")
     (xy, xx, yy), (q, r) = _kernel_products(x, y)
     return torch.stack([_hsic(*terms, unbiased) for terms in ((xy, q, r), (xx, q, q), (yy, r, r))])
@@ -294,12 +276,21 @@ def cka(
 
 # %% ../nbs/52_representation.ipynb #fefbef92
 def minibatch_cka(
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],  # pairs (n, ...), (n, ...) of at least 4 images
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],  # pairs (n, ...), (n, ...) of the same images
 ) -> float:
-    "Unbiased linear CKA from batches that are seen once: the ratio of mean HSICs, every batch with the same weight."
-    terms = [_hsics(x, y, unbiased=True) for x, y in batches]
-    if not terms:
+    "Unbiased linear CKA from batches that are seen once: the ratio of mean HSICs, every batch with the same weight; batches of fewer than 4 images join the one before."
+    terms, waiting = [], None
+    for x, y in batches:
+        x, y = as_tensor(x, "x"), as_tensor(y, "y")
+        if waiting is not None and min(len(x), len(waiting[0])) < 4:
+            waiting = torch.cat([waiting[0], x]), torch.cat([waiting[1], y])
+            continue
+        if waiting is not None:
+            terms.append(_hsics(*waiting, unbiased=True))
+        waiting = x, y
+    if waiting is None:
         raise ValueError("batches: there are none")
+    terms.append(_hsics(*waiting, unbiased=True))
     return _alignment(torch.stack(terms).mean(0))
 
 # %% ../nbs/52_representation.ipynb #1751dc78
@@ -315,7 +306,7 @@ def tsne(
     rows = _features(features, "features")
     if not 0 < perplexity < len(rows):
         raise ValueError(f"perplexity={perplexity}: must be above 0 and below the number of rows, {len(rows)}")
-    if rows.shape[1] < 2 or (rows == rows[0]).all():
+    if rows.shape[1] < 2 or not rows_vary(rows):
         raise ValueError(f"features of shape {tuple(rows.shape)}: at least two units, and rows that differ, are needed")
     settings = dict(init="pca", learning_rate="auto") | options
     mapped = TSNE(2, perplexity=perplexity, random_state=seed, **settings).fit_transform(rows.float().cpu().numpy())
@@ -334,7 +325,10 @@ def view_features(
     "Features of random views of every image, and the number of the image that each row shows."
     if views < 1:
         raise ValueError(f"views={views}: at least one view of each image is needed")
-    layer = layer if layer is not None else _check_request(model, images, None, 1)[-1]
+    images = check_images(images)
+    if layer is None:
+        measured = getattr(unwrapped(model), "measured", None)
+        layer = (measured or list(find_layouts(model, images, preprocess=options.get("preprocess"))))[-1]
     drawn = dict(transformation=scheme, seed=seed, **options)
     rows = [layer_features(model, images, [layer], view=view, **drawn)[layer] for view in range(views)]
     return torch.stack(rows, 1).flatten(0, 1), torch.arange(len(images)).repeat_interleave(views)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .features import varies
+
 # %% ../nbs/24_ridge.ipynb #6b89ea89
 class RidgeMoments:
     "Means and products of features and targets, in float64: all of the data that ridge regression needs."
@@ -105,10 +107,10 @@ class _Path:
 
 def _gains(mean: torch.Tensor, variance: torch.Tensor, standardise: bool) -> torch.Tensor:  # (D,)
     "One over the standard deviation, or 1; 0 for a unit that is constant within the rounding of single precision."
-    single, deviation = torch.finfo(torch.float32), variance.clamp_min(0).sqrt()
-    varies = deviation > (single.eps * mean.abs()).clamp_min(single.tiny)
-    floor = 0.1 * deviation[varies].median() if varies.any() else 1.0
-    return torch.where(varies, 1 / deviation.clamp_min(floor) if standardise else 1.0, 0.0).to(mean)
+    deviation = variance.clamp_min(0).sqrt()
+    moves = varies(variance, variance + mean.square())
+    floor = 0.1 * deviation[moves].median() if moves.any() else 1.0
+    return torch.where(moves, 1 / deviation.clamp_min(floor) if standardise else 1.0, 0.0).to(mean)
 
 # %% ../nbs/24_ridge.ipynb #ef283786
 def _spectrum(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # (r,), (n, r)

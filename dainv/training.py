@@ -28,6 +28,7 @@ from torch import nn
 from .augment import SCHEMES, draw_views, scheme, transform
 from .collapse import effective_rank, pc1_share
 from .data import ImageData, load_data, restricted
+from .features import network_output, only_tensor
 from .images import as_tensor, check_images, check_labels
 from .invariance import METRICS, InvarianceObjective, pooled
 from .loop import Trainable, device_kind, make_fabric, memory_of, on_gpu, rehearse, run_precision, trained
@@ -493,11 +494,12 @@ class Trainer(Trainable):
 def _probabilities(model: nn.Module, images, ids, chosen: str, view: int, seed: int) -> torch.Tensor:
     "Class probabilities (n, classes) of one augmented view of the images (n,) that `ids` picks."
     draws = draw_views(scheme(chosen), ids, torch.zeros_like(ids), torch.full_like(ids, view), seed)
-    x = transform(images[ids], draws).contiguous(memory_format=torch.channels_last)
-    return model(x).float().softmax(1)
+    logits = only_tensor(network_output(model, transform(images[ids], draws)), "output")
+    return logits.to(images.device).float().softmax(1)
 
 # %% ../nbs/40_training.ipynb #3086e4ce
-@torch.inference_mode()
+@torch.inference_mode(False)  # tensors that a network keeps from its first pass must remain ones it can be trained with
+@torch.no_grad()
 def predict(
     model: nn.Module,
     images: torch.Tensor | np.ndarray,  # (N, 3, H, W), uint8, or floats in [0, 1]

@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
+
+from .features import unit_length, varies
 
 # %% ../nbs/26_variance.ipynb #c8de795b
 class Spread:
@@ -18,7 +19,7 @@ class Spread:
 
     def __init__(self, normalise: bool = True):
         self.normalise, self.n_passes = normalise, 0
-        self.mean = self.scatter = None
+        self.mean = self.scatter = self.dtype = None
 
     def add(
         self,
@@ -32,8 +33,9 @@ class Spread:
             raise ValueError(
                 f"passes: features of item {int(good.int().argmin())} are not finite in pass {self.n_passes}"
             )
-        h = F.normalize(features.double(), dim=1) if self.normalise else features.double()
+        h = unit_length(features.double()) if self.normalise else features.double()
         if self.mean is None:
+            self.dtype = features.dtype
             self.mean, self.scatter = torch.zeros_like(h), h.new_zeros(h.shape[1])
         if h.shape != self.mean.shape:
             raise ValueError(
@@ -58,7 +60,9 @@ class Spread:
             raise ValueError(f"passes: {passes} pass(es) over {items} item(s); a variance needs at least two of both")
         within = self.within().sum().item()
         total = within * (1 - 1 / passes) + self.mean.var(0).sum().item()
-        ratio = within / total if total > 0 else math.nan
+        square = self.mean.square().sum(1).mean() + within * (1 - 1 / passes)
+        moves = bool(varies(torch.as_tensor(total, dtype=torch.float64), square.cpu(), self.dtype))
+        ratio = within / total if moves else math.nan
         return dict(conditional=within, total=total, ratio=ratio, n_items=items, n_passes=passes)
 
 # %% ../nbs/26_variance.ipynb #06824afb

@@ -162,3 +162,13 @@ def test_each_view_has_its_own_statistics():
     torch.testing.assert_close(apart.mean(0), torch.zeros(4).double(), rtol=0, atol=1e-12)
     torch.testing.assert_close(apart.var(0, correction=0), torch.ones(4).double(), rtol=0, atol=1e-2)
     assert (together.mean(0).abs() > 0.1).any()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-14])
+def test_an_item_without_direction_does_not_drown_the_gradient(size):
+    torch.manual_seed(0)
+    z1, z2 = torch.randn(6, 8), torch.randn(6, 8)
+    z1[0] *= size
+    z1.requires_grad_()
+    nt_xent(z1, z2).backward()
+    assert z1.grad.isfinite().all() and not z1.grad[0].any() and 0 < z1.grad.abs().max() < 1

@@ -80,3 +80,43 @@ def test_features_in_16_bits_are_near_those_in_32(drawings, encoder, monkeypatch
     torch.testing.assert_close(rounded, exact, rtol=0.03, atol=0.03)
     monkeypatch.setattr("dainv.precision.fast_bf16", lambda device: True)
     assert torch.equal(encode(encoder, drawings, "test"), rounded)
+
+
+class Odd(nn.Module):
+    "Flattens with .view, keeps a mask from its first pass, writes into its input, and returns a dictionary."
+
+    def __init__(self, kind):
+        super().__init__()
+        self.conv, self.fc, self.kind, self.mask = nn.Conv2d(3, 4, 3), nn.Linear(784, 5), kind, None
+
+    def forward(self, x):
+        x -= 0.5
+        x = self.conv(x)
+        if self.mask is None:
+            self.mask = torch.full_like(x[:1], 0.9)
+        features = self.fc((x * self.mask).view(len(x), -1))
+        return {
+            "tensor": features,
+            "one": (features, None),
+            "several": (features, features),
+            "maps": x,
+            "mean": features.mean(0, keepdim=True),
+        }[self.kind]
+
+
+def test_encoders_of_others():
+    torch.manual_seed(0)
+    views = SpirographViews(spirograph_task(n_train=6, n_test=6, size=16))
+    encoder = Odd("tensor")
+    features = encode(encoder, views, "test", precision="32-true")
+    encoder.kind = "one"
+    assert torch.equal(encode(encoder, views, "test", precision="32-true"), features)
+    encoder(torch.rand(2, 3, 16, 16))[0].sum().backward()
+    for kind, message in (
+        ("several", "choose one of"),
+        ("maps", r"\(6, 4, 14, 14\) for 6"),
+        ("mean", r"\(1, 5\) for 6"),
+    ):
+        encoder.kind = kind
+        with pytest.raises(ValueError, match=message):
+            encode(encoder, views, "test")

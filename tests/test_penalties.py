@@ -433,3 +433,15 @@ law = dict(mean=torch.zeros(3), variance=torch.ones(3))
 def test_what_is_wrong_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.rand(4, 3))
+
+
+@pytest.mark.parametrize("kind", PENALTIES)
+def test_features_of_zeros_do_not_blow_up_a_penalty(kind):
+    torch.manual_seed(0)
+    encoder, alpha = nn.Linear(2, 4), torch.randn(5, 2)
+    nn.init.zeros_(encoder.bias)
+    alpha[0] = 0
+    moments = dict(mean=torch.zeros(2), variance=torch.ones(2)) if kind == "gradient" else {}
+    penalty = transformation_penalty(encoder, alpha, torch.randn(5, 2), kind=kind, **moments)[1]
+    penalty.mean().backward()
+    assert encoder.bias.grad.isfinite().all() and encoder.bias.grad.abs().max() < 1e4

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
@@ -22,6 +23,7 @@ from dainv.probes import (
     probe_accuracy,
     probe_table,
 )
+from dainv.representation import layer_features
 
 FITS = {
     "linear": fit_linear_probe,
@@ -348,3 +350,64 @@ def test_other_mistakes_are_named(data, network):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_more_units_than_items_are_fitted_without_a_matrix_of_units():
+    torch.manual_seed(0)
+    features, labels = torch.randn(24, 30_000), torch.arange(24) % 3  # 30,000 x 30,000 numbers would take 7 GB
+    options = dict(strengths=[0.1], held_out=0)
+    wide = fit_linear_probe(features, labels, 3, **options)
+    scaled = (features - wide.mean) * wide.gain
+    weight = wide.head.weight.requires_grad_()
+    loss = F.cross_entropy(scaled @ weight.T + wide.head.bias, labels) + 0.05 * weight.square().sum()
+    (slope,) = torch.autograd.grad(loss, weight)
+    assert slope.abs().max() < 1e-5
+
+
+def test_both_forms_of_the_linear_probe_agree():
+    torch.manual_seed(0)
+    labels = torch.arange(40) % 4
+    few = torch.randn(40, 39) + labels[:, None]
+    padded = torch.cat([few, few[:, :1].expand(-1, 3) * 0], 1)  # constant units change the form, not the probe
+    probes = [fit_linear_probe(x, labels, 4, strengths=[0.01], held_out=0) for x in (few, padded)]
+    torch.testing.assert_close(probes[1].head.weight[:, :39], probes[0].head.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_a_probed_model_preprocesses_as_its_features_were():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    images, labels = torch.rand(60, 3, 8, 8), torch.arange(60) % 3
+    mine = images.clone()
+
+    def normalised(x):
+        return x.sub_(0.5).div_(0.25)
+
+    features = layer_features(model, images, ["0"], preprocess=normalised)["0"]
+    probe = fit_linear_probe(features, labels, 3, strengths=[0.1], held_out=0)
+    probed = ProbedModel(model, "0", probe, preprocess=normalised)
+    torch.testing.assert_close(probed(images), probe(features), rtol=1e-4, atol=1e-5)
+    assert torch.equal(images, mine)
+    assert (ProbedModel(model, "0", probe)(images).argmax(1) != probe(features).argmax(1)).any()
+
+
+@pytest.mark.parametrize("pool", [True, "class", False])
+def test_a_probed_model_pools_as_its_features_were(pool):
+    torch.manual_seed(0)
+    vit = torchvision.models.VisionTransformer(16, 8, 1, 2, 16, 32, num_classes=5).eval()
+    images, labels = torch.rand(20, 3, 16, 16), torch.arange(20) % 3
+    features = layer_features(vit, images, ["encoder"], pool=pool)["encoder"]
+    probe = fit_linear_probe(features, labels, 3, strengths=[0.1], held_out=0)
+    pixels = images.clone().requires_grad_()
+    logits = ProbedModel(vit, "encoder", probe, pool=pool)(pixels)
+    torch.testing.assert_close(logits, probe(features), rtol=1e-4, atol=1e-5)
+    assert torch.autograd.grad(logits.sum(), pixels)[0].any()
+
+
+def test_arrays_and_lists_are_taken(data):
+    features, labels = data[0][:60], data[1][:60]
+    options = dict(strengths=[0.1], held_out=0)
+    n = int(labels.max()) + 1
+    probe = fit_linear_probe(features, labels, n, **options)
+    for x, y in ((features.numpy(), labels.numpy()), (features, labels.tolist())):
+        assert torch.equal(fit_linear_probe(x, y, n, **options).head.weight, probe.head.weight)
+        assert probe_accuracy(probe, x, y) == probe_accuracy(probe, features, labels)

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -15,6 +16,8 @@ from torch import nn
 import dainv.collapse
 from dainv import representation
 from dainv.augment import draw_views, transform
+from dainv.collapse import effective_rank, pc1_share
+from dainv.features import record
 from dainv.models import build_model
 from dainv.representation import (
     ANIMATE,
@@ -124,16 +127,21 @@ class Odd(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.pair, self.one, self.bad, self.idle = Pair(), nn.Flatten(0), Spoil(), nn.ReLU()
+        self.pair, self.one, self.bad, self.idle, self.flat = Pair(), Sum(), Spoil(), nn.ReLU(), nn.Flatten(0)
 
     def forward(self, x):
-        self.pair(x), self.one(x), self.bad(x)
+        self.pair(x), self.one(x), self.bad(x), self.flat(x)
         return x
 
 
 class Pair(nn.Module):
     def forward(self, x):
         return x, x
+
+
+class Sum(nn.Module):
+    def forward(self, x):
+        return x.sum(0)
 
 
 class Spoil(nn.Module):
@@ -144,10 +152,10 @@ class Spoil(nn.Module):
 @pytest.mark.parametrize(
     "layer, message",
     [
-        ("pair", "layer 'pair' gives tuple"),
+        ("pair", "layer 'pair' returns a tuple"),
         ("one", "layer 'one' gives"),
-        ("idle", "layer 'idle' gives NoneType"),
-        ("bad", "layer 'bad': features of image 4 are not finite"),
+        ("idle", "layer 'idle' takes no part in the forward pass"),
+        ("bad", "layer 'bad': the activations of image 4 are not finite"),
         ("gone", "layer 'gone' is not in the model; known: pair, one"),
     ],
 )
@@ -156,12 +164,13 @@ def test_a_layer_without_features_is_named(images, layer, message):
     x[4] = 1.0
     with pytest.raises(ValueError, match=message):
         layer_features(Odd(), x, [layer], batch_size=3)
+    torch.testing.assert_close(layer_features(Odd(), x, ["flat"], batch_size=3, pool=False)["flat"], x.flatten(1))
 
 
 def test_bad_requests(network, images):
     for arguments, message in [
         ((network, images[0]), "expected \\(N, 3, H, W\\)"),
-        ((network, images[:0]), "N of at least 1"),
+        ((network, images[:0]), "at least 1 image"),
         ((network, images, "conv1"), "write \\['conv1'\\]"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -478,7 +487,48 @@ def test_no_alignment_without_variation():
     with pytest.raises(ValueError, match="batches: there are none"):
         minibatch_cka([])
     with pytest.raises(ValueError, match="N of at least 4"):
-        minibatch_cka([(x, y), (x[:2], y[:2])])
+        minibatch_cka([(x[:2], y[:2])])
+
+
+@pytest.mark.parametrize("sizes", [(20, 20, 1), (1, 20, 20), (20, 3, 20), (1, 1, 2, 20, 2)])
+def test_small_batches_join_the_one_before(sizes):
+    x = normal(sum(sizes), 5)
+    y = x + normal(sum(sizes), 5, seed=1)
+    parts = x.split(sizes), y.split(sizes)
+    value = minibatch_cka(zip(*parts, strict=True))
+    joined = {(20, 20, 1): (20, 21), (1, 20, 20): (21, 20), (20, 3, 20): (23, 20), (1, 1, 2, 20, 2): (4, 22)}[sizes]
+    assert value == minibatch_cka(zip(x.split(joined), y.split(joined), strict=True))
+
+
+def test_noise_about_a_constant_has_no_alignment():
+    still = 0.1 + 1e-8 * normal(10, 3)
+    with pytest.raises(ValueError, match="y: all 10 rows are equal"):
+        cka(normal(10, 5), still)
+    with pytest.raises(ValueError, match="all units of row 0 are equal"):
+        rdm(0.1 + 1e-8 * normal(10, 300), "correlation")
+    assert (pc1_share(still), effective_rank(still)) == (0, 0)
+
+
+def test_numpy_arrays_are_taken(network, images):
+    x, y = normal(10, 5).numpy(), normal(10, 4, seed=1).double().numpy()
+    assert torch.equal(rdm(x), rdm(torch.from_numpy(x)))
+    assert cka(x, y) == cka(torch.from_numpy(x), torch.from_numpy(y))
+    mine, theirs = (layer_features(network, part, ["conv2"])["conv2"] for part in (images, images.numpy()))
+    assert torch.equal(mine, theirs)
+
+
+def test_maps_and_tokens_of_every_layout_are_pooled(images):
+    torch.manual_seed(0)
+    swin = torchvision.models.swin_transformer.SwinTransformer([4, 4], 24, [1, 1], [2, 2], [4, 4], num_classes=5).eval()
+    vit = torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, num_classes=5).eval()
+    x = images / 255
+    with torch.no_grad(), record(swin, ["features.1"]) as maps, record(vit, ["encoder"]) as tokens:
+        swin(x), vit(x)
+    found = layer_features(swin, images, ["features.1"])["features.1"]
+    torch.testing.assert_close(found, maps["features.1"].mean((1, 2)), rtol=1e-4, atol=1e-5)
+    for pool, expected in ((True, tokens["encoder"][:, 1:].mean(1)), ("class", tokens["encoder"][:, 0])):
+        found = layer_features(vit, images, ["encoder"], pool=pool)["encoder"]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 # Maps

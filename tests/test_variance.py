@@ -132,3 +132,11 @@ def test_several_measures_share_the_passes():
         unit.add(features), raw.add(features)
     assert unit.parts() == variance_parts(passes(4, 10, 3))
     assert raw.parts() == variance_parts(passes(4, 10, 3), normalise=False)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_noise_about_a_constant_has_no_ratio(normalise):
+    torch.manual_seed(0)
+    passes = [0.1 + 1e-8 * torch.randn(20, 5) for _ in range(3)]
+    assert math.isnan(variance_parts(passes, normalise)["ratio"])
+    assert variance_parts([p + torch.randn(20, 5) for p in passes], normalise)["ratio"] > 0.1
