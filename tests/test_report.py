@@ -131,6 +131,7 @@ def report():
         ]
     )
     header = dict(
+        classes=["<i>cat</i>"],
         model="Net</title><script>",
         weights="0" * 16,
         command="dainv audit 'a b' --images \"<x>\"",
