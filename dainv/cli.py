@@ -61,7 +61,7 @@ def runs(arguments: list[str]) -> None:
     else:
         print(table.to_csv(index=False).strip() if asked.format == "csv" else table.to_json(orient="records", indent=1))
 
-# %% ../nbs/90_cli.ipynb #02b91473
+# %% ../nbs/90_cli.ipynb #c6a66862
 def figures(arguments: list[str]) -> int:
     "Trains, measures and draws what the figures of a profile need, and is not done yet."
     parser = Parser(
@@ -90,7 +90,7 @@ def figures(arguments: list[str]) -> int:
         print(f"Open {figures_folder(asked.profile) / 'index.html'}")
     return done.returncode
 
-# %% ../nbs/90_cli.ipynb #00b4ca69
+# %% ../nbs/90_cli.ipynb #ff6c9282
 def _audit_parser() -> Parser:
     "The options of `dainv audit`."
     parser = Parser("dainv audit", "What a network is invariant to, in each layer: tables, figures and a page.")
@@ -218,7 +218,7 @@ def audit(arguments: list[str]) -> None:
         print(sentence)
     print(f"Open {path}")
 
-# %% ../nbs/90_cli.ipynb #a3b8870a
+# %% ../nbs/90_cli.ipynb #b9be3cfa
 COMMANDS: dict[str, Callable[[list[str]], object]] = dict(
     audit=audit, train=train, pretrain=pretrain, figures=figures, runs=runs
 )

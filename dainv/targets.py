@@ -26,7 +26,7 @@ from .runs import Run, runs_folder
 from .training import load_model, load_run_data
 from .weights import load_weights, read_weights
 
-# %% ../nbs/86_targets.ipynb #aeaf81c3
+# %% ../nbs/86_targets.ipynb #99650093
 @dataclass
 class Target:
     "A network, and what is known of it."
@@ -168,7 +168,7 @@ class Normalise:
         mean, std = (", ".join(f"{v:.4g}" for v in values.flatten().tolist()) for values in (self.mean, self.std))
         return f"(x - ({mean})) / ({std})"
 
-# %% ../nbs/86_targets.ipynb #b1523898
+# %% ../nbs/86_targets.ipynb #b65e9ecd
 def open_images(
     text: str,  # folder, file of an array, name of a data set; empty: the data of the run
     target: Target,

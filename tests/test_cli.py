@@ -1,17 +1,24 @@
 "The program `dainv`: what it prints, refuses and returns."
 
 import dataclasses
+import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from dainv import __version__
+from dainv.audit_page import Report, audit
+from dainv.auditing import weights_hash
 from dainv.cli import COMMANDS, main
 from dainv.options import Parser, add_options, field_comments, params_from_options, read_list, run_command
 from dainv.pretraining import PretrainParams
 from dainv.runs import Run
+from dainv.targets import classes_of
 from dainv.training import TrainParams
+from dainv.weights import read_weights
 
 
 def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -136,3 +143,99 @@ def test_a_run_is_trained_and_listed(capsys, folders, tiny):
 def test_no_runs_is_no_error(capsys, folders):
     status, out, err = outcome(capsys, "runs")
     assert status == 0 and not out and "no runs in" in err
+
+
+NETWORK = """
+from torch import nn
+
+def make_net(num_classes=3):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+
+wrong = lambda: 3
+"""
+QUICK = ["--transformations=rotation,flip", "--untrained", "1", "--repeats=1", "--layers", "all"]
+
+
+@pytest.fixture
+def network(tmp_path):
+    "A file with a function that makes a network, and weights for it with two classes."
+    file = tmp_path / "my_net.py"
+    file.write_text(NETWORK)
+    namespace = {}
+    exec(NETWORK, namespace)
+    torch.manual_seed(0)
+    model = namespace["make_net"](2)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "weights.pth")
+    return file, tmp_path / "weights.pth", model
+
+
+def test_a_network_of_ones_own_is_audited_on_a_folder_of_images(capsys, blobs, folders, network):
+    file, weights, model = network
+    line = [f"{file}:make_net", "--weights", str(weights), "--images", str(folders / "data" / blobs / "test")]
+    status, out, err = outcome(
+        capsys, "audit", *line, f"--out={folders / 'report'}", "--mean=.5,.5,.5", "--std", "[1, 1, 1]", *QUICK
+    )
+    assert status == 0, err
+    report = Report.load(folders / "report")
+    head = report.header
+    assert (head["classes"], head["n_images"], head["weights"]) == (["left", "right"], 32, weights_hash(model))
+    assert head["preprocess"] == "(x - (0.5, 0.5, 0.5)) / (1, 1, 1)" and shlex.split(head["command"])[:2] == [
+        "dainv",
+        "audit",
+    ]
+    assert out.count("\n") == len(report.layers) + 1 and out.strip().endswith("index.html")
+    page = (folders / "report" / "index.html").read_text(encoding="utf-8")
+    assert "hash of the weights" in page and head["weights"] in page
+    expected = audit(
+        model,
+        str(folders / "data" / blobs / "test"),
+        preprocess=lambda x: x - 0.5,
+        layers="all",
+        transformations=["rotation", "flip"],
+        repeats=1,
+        untrained=0,
+        progress=False,
+    )
+    np.testing.assert_allclose(report.scores.score, expected.scores.score, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "network"),
+        (["resnet19", "--images", "spirograph"], "'resnet19' is no network"),
+        (["resnet18"], "--images is missing"),
+        (["resnet18", "--images", "nowhere/photos"], "expected a folder"),
+        (["resnet18", "--images", "spirograph", "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["resnet18", "--images", "spirograph", "--size", "big"], "--size big"),
+        (["resnet18", "--images", "spirograph", "--imagenet", "--cifar10"], "two normalisations"),
+        (["resnet18", "--images", "spirograph", "--mean=.5,.5,.5"], "--mean and --std come together"),
+        (["resnet18", "--images", "spirograph", "--mean=a", "--std=b"], "--mean a --std b"),
+        (["NET:make", "--images", "spirograph"], "defines no 'make'; it has make_net, wrong"),
+        (["NET:wrong", "--images", "spirograph"], "returns a int"),
+        (["NET:make_net", "--images", "spirograph", "--limit=20", "--layers", "conv9"], "conv9"),
+        (
+            ["NET:make_net", "--images", "spirograph", "--limit=20", "--transformations", "rotatoin"],
+            "'rotatoin' is unknown",
+        ),
+    ],
+)
+def test_a_mistake_in_an_audit_is_one_line(capsys, folders, network, arguments, said):
+    line = [argument.replace("NET", str(network[0])) for argument in arguments]
+    status, _, err = outcome(capsys, "audit", *line, f"--out={folders / 'report'}")
+    assert status == 2 and said in err.splitlines()[-1] and "Traceback" not in err
+    assert not (folders / "report").exists()
+
+
+def test_a_run_is_audited_on_its_own_data(capsys, folders, tiny):
+    outcome(capsys, "train", *[f"--{name}={value}" for name, value in {**tiny, "epochs": 1, "name": "mine"}.items()])
+    status, _, err = outcome(capsys, "audit", "mine", "--out", str(folders / "report"), *QUICK[:3])
+    assert status == 0, err
+    head = Report.load(folders / "report").header
+    assert (head["model"], head["n_images"], head["classes"]) == ("mine", 32, ["left", "right"])
+    assert "has its own weights" in refused(capsys, "audit", "mine", "--weights", "x.pth")
+
+
+def test_the_number_of_classes_is_that_of_the_weights(network):
+    _, weights, _ = network
+    assert classes_of(read_weights(weights)) == 2 and classes_of({"a": torch.zeros(3)}) is None
