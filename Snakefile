@@ -32,7 +32,7 @@ def group_of(run):
 def started_from(run):
     "The result of the run that this one goes on from, if there is one."
     start = TRAINED[f"{PROFILE}/{run}"].get("start")
-    return [f"{RUNS}/{start}/result.json"] if start else []
+    return [f"{RUNS}/{start}/result.json"] if start in TRAINED else []
 
 
 def measured_on(run):

@@ -865,11 +865,12 @@ def profile_runs(
 ) -> dict[str, dict]:
     "Name -> parameters of every run of a profile, one per seed: `quick/allcnn_dai-s0`."
     section, found = profile_of(profile), {}
-    for run in [*section.get("runs", {}), *section.get("encoders", {}).get("runs", {})]:
+    listed = [*section.get("runs", {}), *section.get("encoders", {}).get("runs", {})]
+    for run in listed:
         _, group = run_group(section, run)
         for seed in run_seeds(section, run):
             asked = {**group.get("common", {}), **group["runs"][run], "seed": seed}
-            if asked.get("start"):
+            if asked.get("start") in listed:  # else it is a file of weights
                 asked["start"] = f"{profile}/{asked['start']}-s{seed}"
             found[f"{profile}/{run}-s{seed}"] = {k: v for k, v in asked.items() if k != "seeds"}
     return found
