@@ -55,6 +55,7 @@ def trained_for(run):
 
 FROM_THE_LOG = (
     "dai_loss_dynamics",
+    "dai_prefix",
     "invariance_convergence",
     "invclr_samples",
     "invclr_variance",

@@ -289,7 +289,7 @@ def _page(title: str, body: str) -> str:
 
 def _figures(folder: Path) -> dict[str, dict]:
     "Name -> provenance of every figure in the folder, in the order of the papers, then by name; InvCLR is the last."
-    dai = ("score", "loss_dynamics", "samples", "accuracy", "time")
+    dai = ("score", "loss_dynamics", "prefix", "samples", "accuracy", "time")
     invariance = ("rdms", "pc1", "probes", "convergence", "tsne", "cka", "attacks", "pairs")
     invclr = ("claims", "samples", "variance", "alpha", "target_error", "tasks", "averaging", "averaging_kinds")
     invclr += ("ensembling", "shifts", "jitter", "labels", "defects")

@@ -774,9 +774,12 @@ def data_of(
 ) -> list[dict]:
     "Title and fingerprint of every data set that the runs used, without repetition."
     found = {}
-    for run in runs:
-        stated = {"name": run.run.params.get("dataset", "data"), **run.run.result.get("data", {})}
+    for run in sorted(runs, key=lambda run: not run.run.finished):
+        asked, known = run.run.params, run.run.result.get("data", {}) if run.run.finished else {}
+        stated = {"name": asked.get("dataset", "data"), "title": asked.get("data_title", ""), **known}
         entry = dict(title=stated.get("title") or stated["name"], fingerprint=stated.get("fingerprint", ""))
+        if not run.run.finished and any(entry["title"] == other["title"] for other in found.values()):
+            continue  # its data are described when it is finished, by others of the figure already
         found[tuple(entry.values())] = entry | {k: stated[k] for k in ("n_train", "n_test") if k in stated}
     return list(found.values())
 
@@ -809,8 +812,15 @@ def caption_of(
 # %% ../nbs/70_plots.ipynb #c0380915
 def _run_record(run: FigureRun) -> dict:
     "What the provenance file says about one run."
+    if not run.run.finished:
+        asked = dict(name=run.run.name, role=run.role, label=run.label, seed=run.seed, params=run.run.params)
+        return dict(**asked, finished=False, epochs=len(run.run.log))
     result = run.run.result
-    kept = {k: result[k] for k in ("commit", "dirty", "device", "provenance", "metrics") if k in result}
+    kept = {
+        k: result[k]
+        for k in ("commit", "dirty", "device", "provenance", "precision", "start", "metrics")
+        if k in result
+    }
     return dict(name=run.run.name, role=run.role, label=run.label, seed=run.seed, params=run.run.params, **kept)
 
 # %% ../nbs/70_plots.ipynb #4b212f3e

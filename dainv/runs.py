@@ -920,6 +920,8 @@ def run_label(
 def figure_runs(
     profile: str,  # quick, small, paper
     figure: str,  # a name under `figures` of that profile
+    *,
+    begun: bool = False,  # those that have a log are enough, finished or not
 ) -> list[FigureRun]:
     "The runs that a figure draws, in the order of their roles, then of their seeds."
     section = profile_of(profile)
@@ -930,8 +932,15 @@ def figure_runs(
     found = []
     for role, run in section["figures"][figure].items():
         for seed in run_seeds(section, run):
-            opened = Run.open(f"{profile}/{run}-s{seed}")
+            name = f"{profile}/{run}-s{seed}"
+            if begun and not (runs_folder() / name / "log.csv").exists():
+                continue
+            opened = Run.open(name)
             found.append(FigureRun(opened, role, run_label(opened.params), seed))
+    if not found:
+        raise FileNotFoundError(
+            f"no run of figure {figure!r} has been begun in {runs_folder() / profile}: train them first"
+        )
     return found
 
 # %% ../nbs/00_runs.ipynb #a247b7cc

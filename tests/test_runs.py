@@ -366,3 +366,20 @@ def test_what_draws_figures_does_not_wait_for_torch():
     code = "import sys, dainv.plots, dainv.paper, dainv.invclr_plots; print(sorted({'torch', 'sklearn'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def test_a_figure_of_runs_that_are_under_way(folders, monkeypatch):
+    path = folders / "e.yaml"
+    path.write_text("p: {seeds: [0, 1], runs: {a: {start: b}, b: {}, c: {start: w.pth}}, figures: {f: {x: a}}}\n")
+    monkeypatch.setenv("DAINV_EXPERIMENTS", str(path))
+    assert profile_runs("p")["p/a-s1"]["start"] == "p/b-s1", "a run of the profile"
+    assert profile_runs("p")["p/c-s0"]["start"] == "w.pth", "a file of weights"
+    with pytest.raises(FileNotFoundError, match="no run of figure 'f' has been begun"):
+        figure_runs("p", "f", begun=True)
+    Run.open("p/a-s1", {})
+    with pytest.raises(FileNotFoundError):
+        figure_runs("p", "f", begun=True)
+    (Run.open("p/a-s1").folder / "log.csv").write_text("epoch\n1\n")
+    assert [r.seed for r in figure_runs("p", "f", begun=True)] == [1]
+    with pytest.raises(FileNotFoundError, match="no run 'p/a-s0'"):
+        figure_runs("p", "f")
