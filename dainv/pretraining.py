@@ -45,7 +45,7 @@ class PretrainParams:
 
     name: str = ""  # run folder; empty: made from the parameters
     profile: str = "auto"  # quick, paper, or auto: paper on a GPU, else quick
-    dataset: str = "spirograph"  # drawings; or photographs: cifar10, cifar100, tinyimagenet, imagenet, folder
+    dataset: str = "spirograph"  # drawings; or photographs: cifar10, cifar100, tinyimagenet, imagenet, folder, auto
     data_root: str = ""  # where photographs lie; empty: the data folder
     data_title: str = ""  # what figures call the data; empty: the source's own name
     train_size: int = 0  # number of training items; 0: the profile's number of drawings, all photographs
@@ -199,6 +199,8 @@ def resolve(
     p: PretrainParams,
 ) -> tuple[PretrainParams, SpirographViews | ColourViews]:
     "The parameters with every choice made, and the views; a ValueError names a parameter outside its range."
+    if p.dataset == "auto":  # before the checks: the values of the profile depend on it
+        p = replace(p, dataset=load_data("auto", p.data_root or None).name)
     p = checked(p)
     views = _views(p)
     if views.count("test") < 2:

@@ -424,3 +424,75 @@ def test_a_stopped_run_says_how_it_goes_on(folders, number, status):
     assert "Traceback" not in said
     epoch = len(Run.open("slow").log) + 1
     assert f"run 'line' was stopped: started again with the same parameters, it goes on from epoch {epoch}" in said
+
+
+class Threads(Line):
+    "Notes how many threads its steps have."
+
+    seen: list[int] = []
+
+    def step(self, number):
+        self.seen.append(torch.get_num_threads())
+        return super().step(number)
+
+
+def interrupted(run, trainable, monkeypatch, epochs=2):
+    "Trains some epochs, and is then interrupted."
+    from dainv import loop
+
+    real = loop.train_epoch
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(loop, "train_epoch", lambda t, e, b: real(t, e, b) if e < epochs else 1 / 0)
+        loop.trained(run, trainable, seed=0)
+
+
+def test_a_run_goes_on_with_the_threads_of_its_beginning(folders, monkeypatch, capsys):
+    from dainv.loop import trained
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        interrupted(Run.open("line", {}), Threads, monkeypatch)
+        torch.set_num_threads(1)
+        Threads.seen.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            trained(Run.open("line", {}), Threads, seed=0)
+        assert set(Threads.seen) == {2} and torch.get_num_threads() == 1
+        assert "was begun with 2 thread(s), and is continued with as many" in capsys.readouterr().out
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_another_processor_is_named(folders, monkeypatch):
+    from dainv.loop import trained
+
+    interrupted(Run.open("line", {}), Line, monkeypatch)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NO SUCH")
+    with pytest.warns(
+        UserWarning, match=r"'line' is continued in another environment \(processor was .*, is NO SUCH\)"
+    ):
+        trained(Run.open("line", {}), Line, seed=0)
+
+
+def test_a_run_begins_again_when_no_checkpoint_is_whole(folders, monkeypatch, capsys):
+    from dainv.loop import trained
+
+    whole = trained(Run.open("whole", {}), Line, seed=0)
+    run = Run.open("line", {})
+    interrupted(run, Line, monkeypatch)
+    for file in run.folder.glob("checkpoint*"):
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="damaged"):
+        again = trained(Run.open("line", {}), Line, seed=0)
+    assert "no checkpoint is whole, so it begins again with epoch 1" in capsys.readouterr().out
+    assert sha256_of(again.folder / "model.safetensors") == sha256_of(whole.folder / "model.safetensors")
+
+
+def test_running_statistics_that_are_not_finite_stop_a_run():
+    from dainv.loop import check_finite
+
+    line = Line()
+    line.bare_model.register_buffer("running_mean", torch.tensor([torch.nan]))
+    with pytest.raises(FloatingPointError, match="weights of layer running_mean are not finite"):
+        check_finite(line, torch.ones(1, 3), 0)

@@ -270,3 +270,10 @@ def test_a_run_of_two_processes_finishes_and_is_found_finished(tiny):
     run = Run.open("pair")
     assert run.log.epoch.tolist() == [1, 2] and run.log.target_error.notna().all()
     assert load_encoder(run)(torch.rand(2, 3, 16, 16)).isfinite().all()
+
+
+def test_auto_stores_the_data_set_that_it_stands_for(folders):
+    sizes = dict(train_size=96, test_size=40, batch_size=32, epochs=1, measure_items=20, width=0.25, device="cpu")
+    run = pretrain(PretrainParams(dataset="auto", profile="quick", name="auto", **sizes))
+    assert run.params["dataset"] == "spirograph" and run.params["image_size"] == 16
+    assert load_views(run).count("test") == 40
