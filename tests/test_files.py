@@ -296,10 +296,10 @@ def _race(name, number, results):
 
 
 def test_the_parameters_are_those_of_the_process_that_trains(folders):
-    context, rounds = multiprocessing.get_context("fork"), 40
+    context, rounds = multiprocessing.get_context("fork"), 15
     results = context.Queue()
     for number in range(rounds):
-        workers = [context.Process(target=_race, args=(f"r{number}", k, results)) for k in range(5)]
+        workers = [context.Process(target=_race, args=(f"r{number}", k, results)) for k in range(4)]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -307,7 +307,7 @@ def test_the_parameters_are_those_of_the_process_that_trains(folders):
     found = [results.get(timeout=5) for _ in range(results.qsize())]
     assert found and all(asked == had for _, asked, had in found)
     for number in range(rounds):
-        assert read_json(folders / "runs" / f"r{number}" / "params.json")["number"] in range(5)
+        assert read_json(folders / "runs" / f"r{number}" / "params.json")["number"] in range(4)
 
 
 def test_temporary_files_of_dead_writers_are_removed_at_the_next_start(folders):
