@@ -277,3 +277,17 @@ def test_auto_stores_the_data_set_that_it_stands_for(folders):
     run = pretrain(PretrainParams(dataset="auto", profile="quick", name="auto", **sizes))
     assert run.params["dataset"] == "spirograph" and run.params["image_size"] == 16
     assert load_views(run).count("test") == 40
+
+
+def test_photographs_are_resized_if_asked(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setenv("DAINV_DATA", str(tmp_path / "data"))
+    for half in ("train", "test"):
+        (tmp_path / "set" / half / "a").mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (24, 16 + i), (0, 30 * i, 200)).save(tmp_path / f"set/{half}/a/{i}.png")
+    asked = dict(dataset="folder", data_root=str(tmp_path / "set"), batch_size=4, device="cpu")
+    with pytest.raises(ValueError, match=r"with `size`, such as size=16"):
+        resolve(PretrainParams(**asked))
+    assert resolve(PretrainParams(**asked, image_size=12))[1].size == 12

@@ -9,14 +9,26 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import dainv.training as training
 from dainv import loop
+from dainv.models import build_model
 from dainv.runs import Run
-from dainv.training import Trainer, TrainParams, load_model, load_run_data, predict, resolve, time_steps, train
+from dainv.training import (
+    Trainer,
+    TrainParams,
+    load_model,
+    load_run_data,
+    predict,
+    resolve,
+    time_steps,
+    top_k_accuracy,
+    train,
+)
 
 
 def weights(run):
@@ -380,3 +392,41 @@ def test_the_command_line_helps_and_refuses(tiny):
     assert shown.returncode == 0 and "--alpha X" in shown.stdout and "(default: 0.1)" in shown.stdout
     refused = subprocess.run(command({**tiny, "alhpa": 0.1}, "x"), capture_output=True, text=True)
     assert refused.returncode == 2 and "did you mean --alpha?" in refused.stderr
+
+
+def photographs(root, height, width, n=8):
+    "A folder of noise, two classes."
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for half in ("train", "test"):
+        for name in "ab":
+            (folder := root / half / name).mkdir(parents=True)
+            for i in range(n):
+                Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def test_images_that_are_not_square_need_a_size(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAINV_DATA", str(tmp_path / "data"))
+    asked = dict(dataset="folder", data_root=str(photographs(tmp_path / "set", 12, 16)), batch_size=4, views=2)
+    with pytest.raises(ValueError, match=r"parameter size=0: the images are 16x12 pixels.*size=12"):
+        resolve(TrainParams(**asked))
+    p, data = resolve(TrainParams(**asked, size=10))
+    assert p.size == 10 and data.train.images.shape == (16, 3, 10, 10)
+    with pytest.raises(ValueError, match=r"parameter size=12: the images are 10x10 pixels"):
+        resolve(TrainParams(**asked, size=12), loaded=data)
+
+
+def test_predict_checks_its_images():
+    network, x = build_model("allcnn", 3, 0.05, in_size=16), torch.rand(4, 3, 16, 16)
+    assert torch.equal(predict(network, x.numpy()), predict(network, x))
+    for wrong, said in ((x * 255, "divide by 255"), (x - 0.5, "preprocess="), (x[0], r"images\[None\]")):
+        with pytest.raises(ValueError, match=said):
+            predict(network, wrong)
+    with pytest.raises(ValueError, match="views=0"):
+        predict(network, x, views=0)
+    answers = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]])
+    assert top_k_accuracy(answers.numpy(), [1, 2]) == 0.5
+    with pytest.raises(ValueError, match=r"labels run from 1 to 3: expected 0\.\.2"):
+        top_k_accuracy(answers, [1, 3])
