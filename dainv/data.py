@@ -6,23 +6,30 @@
 __all__ = ['Split', 'ImageData', 'balanced_subset', 'restricted', 'load_data']
 
 # %% ../nbs/12_data.ipynb #5b88e3d2
+import bz2
 import difflib
 import fcntl
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import shutil
 import socket
 import stat
 import sys
 import tarfile
+import unicodedata
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
+from numbers import Integral
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -108,6 +115,9 @@ def balanced_subset(
     seed: int = 0,
 ) -> torch.Tensor:
     "Sorted indices of `size` images, as evenly spread over the classes as possible, nested for growing `size`."
+    labels = check_labels(labels)
+    if not 0 <= size <= len(labels) or not len(labels):
+        raise ValueError(f"size={size}: expected a number from 0 to {len(labels)}, of labels")
     generator, n_classes = torch.Generator().manual_seed(seed), int(labels.max()) + 1
     order, time = torch.randperm(len(labels), generator=generator), torch.empty_like(labels)
     for place, label in enumerate(torch.randperm(n_classes, generator=generator).tolist()):
@@ -128,6 +138,8 @@ def _class_labels(
     classes: list[str],
 ) -> list[int]:
     "The labels of the wanted classes, in the order in which they were wanted."
+    if isinstance(wanted, str):
+        raise ValueError(f"classes={wanted!r}: expected a list of names or positions; write [{wanted!r}]")
     for one in wanted:
         if one not in classes and not (isinstance(one, int) and 0 <= one < len(classes)):
             raise ValueError(f"classes: {one!r} is not a class; {_closest(one, classes)}")
@@ -149,7 +161,7 @@ class _File(NamedTuple):
     path: str  # relative to the root
     label: int
     size: int  # bytes
-    changed: int  # ns
+    changed: tuple[int, int]  # ns: the content, and the file
 
 
 class _Listing(NamedTuple):
@@ -159,40 +171,110 @@ class _Listing(NamedTuple):
     test: list[_File]
 
 # %% ../nbs/12_data.ipynb #828f2aeb
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+
+
+@cache
+def _endings() -> tuple[str, ...]:
+    "The endings of files in one of the formats, lower case."
+    return tuple(ending for ending, kind in Image.registered_extensions().items() if kind in _FORMATS)
+
+
+def _visible(folder: Path) -> list[os.DirEntry]:
+    "What lies in a folder, sorted by name, without what operating systems leave there."
+    left_by_systems = ("thumbs.db", "desktop.ini", "icon\r")
+    found = [e for e in os.scandir(folder) if not e.name.startswith((".", "__MACOSX"))]
+    return sorted((e for e in found if e.name.lower() not in left_by_systems), key=lambda e: e.name)
+
+
 def _subfolders(folder: Path) -> list[str]:
     "The sorted names of the visible folders in a folder."
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
+    return [e.name for e in _visible(folder) if os.path.isdir(e.path)]
 
 
 def _require(root: Path, *folders: str) -> None:
     "Fail if one of the folders is not in the root."
     for folder in folders:
         if not (root / folder).is_dir():
-            raise FileNotFoundError(f"{root} has no folder '{folder}'; a folder of images is expected there")
+            there = ", ".join(_subfolders(root)[:10]) if root.is_dir() else ""
+            holds = f"its folders are {there}" if there else "there are no folders in it"
+            above = f"; give the folder above, {root.parent}" if root.name in ("train", "test", "val") else ""
+            raise FileNotFoundError(f"{root} has no folder '{folder}' of images ({holds}){above}")
 
 # %% ../nbs/12_data.ipynb #bf5bc0ca
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+def _walk(folder: str | Path, visited: set[str], left_out: list[str]) -> Iterator[os.DirEntry]:
+    "The images in a folder and the folders in it, each of which is entered once; other files go to `left_out`."
+    for entry in _visible(folder):
+        if os.path.isdir(entry.path):
+            if (real := os.path.realpath(entry.path)) not in visited:
+                visited.add(real)
+                yield from _walk(entry.path, visited, left_out)
+        elif entry.name.lower().endswith(_endings()):
+            yield entry
+        else:
+            left_out.append(entry.path)
 
 
-def _images_in(root: Path, folder: str, label: int) -> list[_File]:
-    "The images directly in a folder, sorted by name; at least one."
+def _images_in(root: Path, folder: str, label: int, left_out: list[str]) -> list[_File]:
+    "The images in a folder and its subfolders, sorted by name; at least one."
     _require(root, folder)
-    files = [e for e in os.scandir(root / folder) if e.name.lower().endswith(_IMAGES) and e.name[0] != "."]
+    place, others, files = Path(os.path.realpath(root / folder)), [], []
+    for entry in _walk(root / folder, {str(place), *map(str, place.parents)}, others):
+        try:
+            about = os.stat(entry.path)
+        except OSError as error:
+            raise ValueError(f"{entry.path} cannot be read ({error.strerror}): repair or remove it") from error
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError(f"{entry.path} is named like an image, but is no plain file: remove it")
+        path = os.path.relpath(entry.path, root)
+        files.append(_File(path, label, about.st_size, (about.st_mtime_ns, about.st_ctime_ns)))
     if not files:
-        raise ValueError(f"{root / folder} holds no images ({', '.join(_IMAGES)}): add some, or remove the folder")
-    about = [(e.name, e.stat()) for e in files]
-    return sorted(_File(f"{folder}/{name}", label, s.st_size, s.st_mtime_ns) for name, s in about)
+        others = f"; the files in it are {_endings_of(others)}" if others else ""
+        raise ValueError(
+            f"{root / folder} holds no images ({', '.join(sorted(_endings()))}){others}: add some, or remove the folder"
+        )
+    left_out += others
+    return sorted(files)
+
+
+def _endings_of(paths: list[str]) -> str:
+    "How many files there are of each ending, in words."
+    counts = Counter(Path(path).suffix.lower() or "without ending" for path in paths)
+    return ", ".join(f"{ending} ({count})" for ending, count in counts.most_common(10))
+
+
+def _warn_left_out(root: Path, left_out: list[str]) -> None:
+    "Say which files are not read."
+    if left_out:
+        warnings.warn(
+            f"{root}: {len(left_out)} files are left out, by their ending or because they lie in no class: "
+            f"{_endings_of(left_out)}, such as {left_out[0]}",
+            stacklevel=2,
+        )
 
 # %% ../nbs/12_data.ipynb #06ac9dd3
-def _same_classes(root: Path, test: str) -> list[str]:
-    "The names of the class folders, which both halves must share."
-    classes = _subfolders(root / "train")
-    if not classes:
-        raise ValueError(f"{root / 'train'} holds no folders: expected one folder of images per class")
-    for odd in sorted(set(classes) ^ set(_subfolders(root / test))):
-        where = "train" if odd in classes else test
+def _class_folders(folder: Path) -> dict[str, str]:
+    "Name of the class -> name of its folder."
+    found = {}
+    for name in _subfolders(folder):
+        if not name.isprintable():
+            raise ValueError(f"{folder}: the name of folder {name!r} holds characters that cannot be shown; rename it")
+        key = unicodedata.normalize("NFC", name).strip()
+        if key in found:
+            raise ValueError(f"{folder}: folders {found[key]!r} and {name!r} name the same class; merge or rename them")
+        found[key] = name
+    if not found:
+        raise ValueError(f"{folder} holds no folders: expected one folder of images per class")
+    return dict(sorted(found.items()))
+
+
+def _same_classes(root: Path, test: str) -> tuple[dict[str, str], dict[str, str]]:
+    "The class folders of both halves, which must have the same names."
+    train, others = _class_folders(root / "train"), _class_folders(root / test)
+    for odd in sorted(train.keys() ^ others.keys()):
+        where = "train" if odd in train else test
         raise ValueError(f"{root}: class {odd!r} is only in {where}/; train/ and {test}/ need the same classes")
-    return classes
+    return train, others
 
 # %% ../nbs/12_data.ipynb #d52e33d2
 def _list_folder(
@@ -202,9 +284,13 @@ def _list_folder(
     "What lies in `train/<class>/*` and `test/<class>/*`."
     test = next((t for t in tests if (root / t).is_dir()), tests[0])
     _require(root, "train", test)
-    classes = _same_classes(root, test)
-    halves = [[f for k, c in enumerate(classes) for f in _images_in(root, f"{h}/{c}", k)] for h in ("train", test)]
-    return _Listing(root, classes, *halves)
+    halves, left_out = [], []
+    for half, folders in zip(("train", test), _same_classes(root, test), strict=True):
+        left_out += [e.path for e in _visible(root / half) if not os.path.isdir(e.path)]
+        found = [_images_in(root, f"{half}/{name}", k, left_out) for k, name in enumerate(folders.values())]
+        halves.append([file for files in found for file in files])
+    _warn_left_out(root, left_out)
+    return _Listing(root, list(folders), *halves)
 
 # %% ../nbs/12_data.ipynb #77a33b35
 def _words(root: Path, wnids: list[str]) -> list[str]:
@@ -243,28 +329,54 @@ def _wnids(root: Path) -> list[str]:
 def _list_tiny(root: Path) -> _Listing:
     "What lies in the layout of Tiny ImageNet."
     _require(root, "train", "val")
-    wnids = _wnids(root)
-    train = [f for k, w in enumerate(wnids) for f in _images_in(root, f"train/{w}/images", k)]
+    wnids, left_out = _wnids(root), []
+    train = [f for k, w in enumerate(wnids) for f in _images_in(root, f"train/{w}/images", k, left_out)]
     labels = _annotations(root, wnids)
-    found = {f.path.rsplit("/", 1)[1]: f for f in _images_in(root, "val/images", 0)}
+    found = {f.path.rsplit("/", 1)[1]: f for f in _images_in(root, "val/images", 0, left_out)}
     for odd in sorted(found.keys() ^ labels.keys()):
         raise ValueError(f"{root / 'val'}: {odd} lacks its image in images/, or its row in val_annotations.txt")
+    _warn_left_out(root, left_out)
     return _Listing(root, _words(root, wnids), train, [f._replace(label=labels[n]) for n, f in found.items()])
 
 # %% ../nbs/12_data.ipynb #38c11956
+_MOST_PIXELS = 2**26  # of one image, 67 million
+_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}  # by the note of a camera
+_TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+
+
+def _orientation(image: Image.Image) -> int:
+    "What the camera has noted, 1 to 8; 1, upright, without a note or with a damaged one."
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:
+        return 1
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    "The shorter side resized to the size, and the middle cut out."
+    longest = 16 * min(image.size)  # a line of pixels is not made into a wide image first
+    if max(image.size) > longest:
+        image = TF.center_crop(image, [min(side, longest) for side in image.size[::-1]])
+    return TF.center_crop(TF.resize(image, size), size)
+
+
 def _read_image(
     path: Path,
     size: int = 0,  # side to which the image is resized (shorter side) and cropped (centre); 0: left as it is
 ) -> np.ndarray:
     "The image as (H, W, 3) uint8."
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} are more than {_MOST_PIXELS:,} pixels")
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"{image.mode} pixels; 8 bits per channel expected")
-            image = image.convert("RGB")
+            image.load()  # a TIFF turns itself
+            turn, image = _TURNS.get(_orientation(image)), image.convert("RGB")
+            image = image.transpose(Image.Transpose[turn]) if turn else image
     except Exception as error:
         raise ValueError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
-    return np.asarray(TF.center_crop(TF.resize(image, size), size) if size else image)
+    return np.asarray(_square(image, size) if size else image)
 
 # %% ../nbs/12_data.ipynb #519fedbc
 def _fill(images: np.ndarray, paths: list[Path], start: int, stop: int, size: int) -> int:
@@ -274,7 +386,10 @@ def _fill(images: np.ndarray, paths: list[Path], start: int, stop: int, size: in
         pixels = _read_image(path, size)
         if pixels.shape != shape:
             (h, w, _), (h0, w0, _) = pixels.shape, shape
-            raise ValueError(f"{path} is {w}x{h}, {paths[0]} is {w0}x{h0}; `size` resizes and crops all to one size")
+            raise ValueError(
+                f"{path} is {w}x{h}, {paths[0]} is {w0}x{h0}; with `size`, such as size={min(h, w, h0, w0)}, all are "
+                "resized and cropped to squares of that side"
+            )
         images[i] = pixels.transpose(2, 0, 1)
     return len(paths[start:stop])
 
@@ -284,9 +399,20 @@ def _bar(items=None, **options) -> tqdm:
     return tqdm(items, leave=False, delay=1, mininterval=0.5 if sys.stderr.isatty() else 20, **options)
 
 # %% ../nbs/12_data.ipynb #882d1fd8
+def _check_memory(n: int, height: int, width: int) -> None:
+    "A ValueError for images that the memory of this machine cannot hold."
+    needed, there = n * 3 * height * width, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ValueError(
+            f"{n:,} images of {width}x{height} pixels take {needed / 2**30:,.1f} GiB, this machine has "
+            f"{there / 2**30:,.1f} GiB of memory: choose a smaller `size`, or fewer images"
+        )
+
+
 def _read_images(paths: list[Path], size: int = 0) -> torch.Tensor:
     "All images, (N, 3, H, W) uint8."
     height, width, _ = _read_image(paths[0], size).shape
+    _check_memory(len(paths), height, width)
     images = torch.empty(len(paths), 3, height, width, dtype=torch.uint8)
     bar = _bar(total=len(paths), desc="reading images", unit=" images")
     with bar, ThreadPoolExecutor() as pool:
@@ -332,6 +458,23 @@ def _read(listing: _Listing, size: int = 0) -> tuple[Split, Split]:
     return both[:n_train], both[n_train:]
 
 # %% ../nbs/12_data.ipynb #2226f4a6
+class _Budget:
+    "What an archive may unpack to: a hundred times its size, and a file for every 16 bytes; small ones a little more."
+
+    def __init__(self, archive: Path):
+        packed = archive.stat().st_size
+        self.archive, self.bytes, self.files = archive, max(64 * 2**20, 100 * packed), 10_000 + packed // 16
+
+    def spend(self, name: str, size: int) -> None:
+        self.bytes, self.files = self.bytes - size, self.files - 1
+        if self.bytes < 0 or self.files < 0:
+            what = "much more than it holds packed" if self.bytes < 0 else "too many files for its size"
+            raise ValueError(
+                f"{self.archive}: it unpacks to {what} (at member {name!r}), which no archive of images does; "
+                "if you trust it, unpack it yourself, and give the folder"
+            )
+
+
 def _check_member(archive: Path, name: str, plain: bool) -> None:
     "Refuse a member that is not a plain file or folder, or whose path could leave the target."
     path = PurePosixPath(name.replace("\\", "/"))
@@ -341,24 +484,54 @@ def _check_member(archive: Path, name: str, plain: bool) -> None:
         )
 
 # %% ../nbs/12_data.ipynb #7bc7946a
+class _Stream:
+    "The content of a tar archive, unpacked; remembers the last bytes that were read."
+
+    def __init__(self, archive: Path):
+        with open(archive, "rb") as file:
+            start = file.read(6)
+        openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+        self._file = next((opens for mark, opens in openers.items() if start.startswith(mark)), open)(archive, "rb")
+        self.seek, self.tell, self.close, self.last = self._file.seek, self._file.tell, self._file.close, b""
+
+    def read(self, size: int = -1) -> bytes:
+        self.last = self._file.read(size)
+        return self.last
+
+    def check_end(self) -> None:
+        "A ValueError unless the listing ended at the end mark; reads the rest, on whose checksum the content depends."
+        if self.last != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("a member is damaged, or the end is missing")
+        rest = 0
+        while self.read(2**20):
+            rest += len(self.last)
+            if rest > 64 * 2**20:
+                raise tarfile.ReadError("something else follows its end")
+
+
 def _unpack_tar(archive: Path, target: Path) -> None:
-    "Every member checked by name and kind, then by Python's own filter."
+    "Every member checked by name, kind and size, then by Python's own filter."
+    budget, stream = _Budget(archive), _Stream(archive)
 
     def safe(member, path):
-        _check_member(archive, member.name, member.isreg() or member.isdir())
+        _check_member(archive, member.name, (member.isreg() or member.isdir()) and not member.issparse())
+        budget.spend(member.name, member.size)
         return tarfile.data_filter(member, path)
 
-    with tarfile.open(archive) as tar:
+    with closing(stream), tarfile.open(fileobj=stream, mode="r:") as tar:
         members = _bar(tar, desc=f"unpacking {archive.name}", unit=" files")
         tar.extractall(target, members=members, filter=safe)
+        stream.check_end()
 
 # %% ../nbs/12_data.ipynb #c1a9b1c1
 def _unpack_zip(archive: Path, target: Path) -> None:
-    "Every member checked by name and kind."
+    "Every member checked by name, kind and size."
+    budget = _Budget(archive)
     with zipfile.ZipFile(archive) as zipped:
         for member in _bar(zipped.infolist(), desc=f"unpacking {archive.name}", unit=" files"):
             kind = stat.S_IFMT(member.external_attr >> 16)
             _check_member(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+            budget.spend(member.filename, member.file_size)
             zipped.extract(member, target)
 
 # %% ../nbs/12_data.ipynb #21082a45
@@ -397,12 +570,24 @@ def _stem(path: Path) -> str:
     return next((path.name[: -len(e)] for e in _ARCHIVES if path.name.lower().endswith(e)), path.name)
 
 # %% ../nbs/12_data.ipynb #f779198a
+def _archive_digest(archive: Path) -> str:
+    "The first 16 hex digits of the sha256 of an archive, remembered as long as the file does not change."
+    about = archive.stat()
+    place = [str(archive.resolve()), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
+    note = data_folder() / "extracted" / f".{_fingerprint(place)}.digest"
+    with _lock(note.with_suffix(".lock")):
+        if not note.is_file() or len(note.read_text()) != 16:
+            with open(archive, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            atomic_write(note, lambda p: Path(p).write_text(digest))
+        return note.read_text()
+
+
 def _extracted(archive: Path) -> Path:
     "The folder with the content of the archive, unpacked at the first call and reused afterwards."
     if not archive.name.lower().endswith(_ARCHIVES):
         raise ValueError(f"root: {archive} is neither a folder nor an archive ({', '.join(_ARCHIVES)})")
-    about = archive.stat()
-    target = data_folder() / "extracted" / f"{_stem(archive)}-{_fingerprint(about.st_size, about.st_mtime_ns)[:8]}"
+    target = data_folder() / "extracted" / f"{_stem(archive)}-{_archive_digest(archive)}"
     if not target.is_dir():
         with _lock(target.with_name(f".{target.name}.lock")):
             if not target.is_dir():
@@ -411,10 +596,13 @@ def _extracted(archive: Path) -> Path:
 
 # %% ../nbs/12_data.ipynb #4d3f2713
 def _inside(folder: Path) -> Path:
-    "Down to the folder that holds train/: many archives wrap their content in a folder."
-    while not (folder / "train").is_dir() and len(inner := _subfolders(folder)) == 1:
-        folder = folder / inner[0]
-    return folder
+    "Down to the folder that holds train/, since many archives wrap their content; the folder itself if there is none."
+    inner = folder
+    while not (inner / "train").is_dir():
+        if len(names := _subfolders(inner)) != 1:
+            return folder
+        inner = inner / names[0]
+    return inner
 
 # %% ../nbs/12_data.ipynb #bb34e9f1
 def _located(root: str | Path) -> Path:
@@ -424,9 +612,10 @@ def _located(root: str | Path) -> Path:
     if found is None:
         kinds = ", ".join(_ARCHIVES)
         raise FileNotFoundError(
-            f"root: there is no folder or archive ({kinds}) {path}; relative paths start in {data_folder()}"
+            f"root: there is no folder or archive ({kinds}) {path}"
+            + ("" if Path(root).expanduser().is_absolute() else f"; relative paths start in {data_folder()}")
         )
-    return found if found.is_dir() else _inside(_extracted(found))
+    return _inside(found if found.is_dir() else _extracted(found))
 
 # %% ../nbs/12_data.ipynb #174212c6
 def _from_folder(
@@ -437,12 +626,18 @@ def _from_folder(
 ) -> Callable:
     "A source of images in files."
 
-    def load(root, size):
+    def load(root, size, wanted=(0, 0)):
         if not (root or usual):
             raise ValueError("root: dataset=folder needs the folder or archive of the images")
-        place = data_folder() / Path(root or usual).expanduser()
-        listing = listed(_located(place))
-        return *_read(listing, size or side), listing.classes, title or _stem(place)
+        listing = listed(_located(root or usual))
+        for option, n, files in zip(("train_size", "test_size"), wanted, (listing.train, listing.test), strict=True):
+            if n > len(files):
+                raise ValueError(f"{option}={n}, but there are only {len(files)} images; 0 takes them all")
+        return (
+            *_read(listing, size or side),
+            listing.classes,
+            title or _stem(data_folder() / Path(root or usual).expanduser()),
+        )
 
     return load
 
@@ -458,6 +653,20 @@ def _patience(seconds: float):
         socket.setdefaulttimeout(before)
 
 # %% ../nbs/12_data.ipynb #b0af0ae7
+def _damaged_files(source: type, folder: Path) -> str:
+    "In words, which files of CIFAR are there but damaged, or are missing beside others."
+    base = folder / source.base_folder
+    sums = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
+    wrong = [
+        (base / name, "damaged" if (base / name).exists() else "missing")
+        for name, md5 in sums
+        if base.is_dir() and not check_integrity(base / name, md5)
+    ]
+    if (folder / source.filename).exists() and not check_integrity(folder / source.filename, source.tgz_md5):
+        wrong.append((folder / source.filename, "damaged"))
+    return "".join(f"; {path} is {what}" for path, what in wrong)
+
+
 def _fetch(source: type, folder: Path) -> None:
     "Download and unpack CIFAR; what went wrong, and what to do instead, is in the error."
     file = source.filename
@@ -465,13 +674,16 @@ def _fetch(source: type, folder: Path) -> None:
         f"Put {file} (md5 {source.tgz_md5}, from {source.url}) into {folder}, "
         f"or choose dataset=spirograph (embedded), or dataset=folder with root=<a folder of images>."
     )
+    wrong = _damaged_files(source, folder)
     try:
         with _lock(folder / f".{source.base_folder}.lock"), _patience(30):
             source(folder, download=True)
     except OSError as error:
-        raise FileNotFoundError(f"{file} could not be downloaded to {folder} ({error}). {advice}") from error
+        raise FileNotFoundError(f"{file} could not be downloaded to {folder} ({error}){wrong}. {advice}") from error
     except RuntimeError as error:
-        there = f"{folder / file} or {folder / source.base_folder} is damaged ({error}); remove both and try again."
+        there = (
+            f"{folder / file} or {folder / source.base_folder} is damaged ({error}){wrong}; remove both and try again."
+        )
         raise ValueError(f"{there} {advice}") from error
 
 # %% ../nbs/12_data.ipynb #321c9f5b
@@ -487,7 +699,7 @@ def _cifar_halves(source: type, folder: Path) -> tuple[Split, Split, list[str]]:
 def _from_cifar(source: type, title: str) -> Callable:
     "A source that reads CIFAR, and downloads it when it is not there."
 
-    def load(root, size, download=True):
+    def load(root, size, wanted=(0, 0), download=True):
         if size not in (0, 32):
             raise ValueError(f"size={size}: CIFAR images are 32x32; leave size at 0")
         folder = data_folder() / Path(root or "").expanduser()
@@ -505,8 +717,9 @@ def _from_cifar(source: type, title: str) -> Callable:
 _load_cifar10 = _from_cifar(CIFAR10, "CIFAR-10")
 
 # %% ../nbs/12_data.ipynb #0904bb50
-def _load_spirograph(root, size):
+def _load_spirograph(root, size, wanted=(0, 0)):
     "The classes drawn by the spirograph; they need no root."
+    _check_memory(7000, size or 32, size or 32)
     train_images, train_labels, test_images, test_labels, classes = spirograph_classes(size=size or 32)
     return Split(train_images, train_labels), Split(test_images, test_labels), list(classes), "Spirograph classes"
 
@@ -548,7 +761,7 @@ def _check_options(name: str, **sizes: int) -> None:
     if name != "auto" and name not in _SOURCES:
         raise ValueError(f"dataset {name!r} is unknown; {_closest(name, ['auto', *_SOURCES])}")
     for option, value in sizes.items():
-        if not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < 2**63:
             raise ValueError(
                 f"{option}={value!r}: a whole number is expected, 0 for all (or, for size, the source's own)"
             )
@@ -563,6 +776,7 @@ def restricted(
     seed: int = 0,  # of the subsets
 ) -> ImageData:
     "Some of the classes and images of a data set."
+    _check_options("auto", train_size=train_size, test_size=test_size, seed=seed)
     train, test, names = data.train, data.test, data.classes
     if classes:
         kept = _class_labels(classes, names)
@@ -584,8 +798,8 @@ def load_data(
     size: int = 0,  # side in pixels to which images in files are resized and cropped; 0: the source's own
 ) -> ImageData:
     "The data set, in memory, on the CPU; a ValueError or FileNotFoundError says what is wrong and what to do."
-    _check_options(name, train_size=train_size, test_size=test_size, size=size)
-    loaded = _load_auto(root, size) if name == "auto" else (name, *_SOURCES[name](root, size))
+    _check_options(name, train_size=train_size, test_size=test_size, size=size, seed=seed)
+    loaded = _load_auto(root, size) if name == "auto" else (name, *_SOURCES[name](root, size, (train_size, test_size)))
     name, train, test, names, own_title = loaded
     whole = ImageData(train, test, names, name, title or own_title, fingerprint="")
     return restricted(whole, classes, train_size=train_size, test_size=test_size, seed=seed)

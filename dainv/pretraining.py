@@ -50,7 +50,7 @@ class PretrainParams:
     data_title: str = ""  # what figures call the data; empty: the source's own name
     train_size: int = 0  # number of training items; 0: the profile's number of drawings, all photographs
     test_size: int = 0  # number of test items, likewise
-    image_size: int = 0  # pixels per side of drawings; 0: the profile's
+    image_size: int = 0  # pixels per side; 0: the profile's for drawings, and photographs as they are
     b_bounds: list[float] = field(default_factory=list)  # of the wheel's radius; empty: the profile's
     normalise: str = "image"  # ink of drawings, or row as the published images were
     strength: float = 0.5  # of the colour distortion of photographs
@@ -122,8 +122,7 @@ def _penalty_rules(p: PretrainParams) -> list[tuple[str, bool, str]]:
         ("dataset", drawings or p.dataset in photographs, f"spirograph, {', '.join(photographs)}"),
         ("train_size", 0 <= p.train_size <= most, f"0, or at most {most:g} that fit into memory"),
         ("test_size", 0 <= p.test_size <= most and p.test_size != 1, f"0, or 2 to {most:g} that fit into memory"),
-        ("image_size", drawings or p.image_size == 0, "0: photographs have their own size"),
-        ("image_size", not drawings or 2 <= p.image_size <= 1024, "0 for the profile's, or 2 to 1024 pixels"),
+        ("image_size", p.image_size == 0 or 2 <= p.image_size <= 1024, "0, or 2 to 1024 pixels"),
         (
             "b_bounds",
             not drawings or (len(b) == 2 and 0 < b[0] <= b[1] <= 100),
@@ -183,7 +182,7 @@ def _views(p: PretrainParams) -> SpirographViews | ColourViews:
         bounds = parameter_bounds(b=tuple(p.b_bounds))
         task = spirograph_task(p.train_size, p.test_size, size=p.image_size, normalise=p.normalise, bounds=bounds)
         return SpirographViews(task)
-    sizes = dict(train_size=p.train_size, test_size=p.test_size)
+    sizes = dict(train_size=p.train_size, test_size=p.test_size, size=p.image_size)
     data = load_data(p.dataset, p.data_root or None, title=p.data_title, **sizes)
     return ColourViews(data, strength=p.strength, crop=p.crop)
 

@@ -53,6 +53,7 @@ class TrainParams:
     data_title: str = ""  # what figures call the data; empty: the source's own name
     train_size: int = 0  # number of training images, class-balanced; 0: all
     test_size: int = 0  # number of test images, class-balanced; 0: all
+    size: int = 0  # side in pixels to which images in files are resized and cropped; 0: as they are
     classes: list[str] = field(default_factory=list)  # only these classes; empty: all
     model: str = "allcnn"  # allcnn, allcnn_large, wrn, densenet, resnet18, resnet20, ...
     width: float = 0.0  # factor on the number of channels; 0: the profile's
@@ -219,20 +220,26 @@ def _auto_name(p: TrainParams) -> str:
 def _load_data(p: TrainParams, loaded: ImageData | None = None) -> ImageData:
     "The data that the parameters ask for, from the whole source if that is in memory already."
     options = dict(train_size=p.train_size, test_size=p.test_size, classes=p.classes or None)
-    if loaded is not None:
-        return restricted(loaded, **options)
-    return load_data(p.dataset, p.data_root or None, title=p.data_title, **options)
+    if loaded is None:
+        data = load_data(p.dataset, p.data_root or None, title=p.data_title, size=p.size, **options)
+    else:
+        data = restricted(loaded, **options)
+    height, width = data.train.images.shape[2:]
+    if height != width or p.size not in (0, width):
+        raise ValueError(
+            f"parameter size={p.size}: the images are {width}x{height} pixels, and networks take squares; "
+            f"load them with size={p.size or min(height, width)}, which resizes and crops them"
+        )
+    return data
 
 # %% ../nbs/40_training.ipynb #53cd1b75
 def _check_data(p: TrainParams, data: ImageData) -> None:
     "Raises a ValueError for data of one class, with one test image, or with one image of a class that is to be compared."
-    height, width = data.train.images.shape[2:]
     check_ranges(
         p,
         [
             ("classes", len(data.classes) > 1, f"two classes or more, found {', '.join(data.classes)}"),
             ("test_size", len(data.test.images) > 1, "two test images or more to measure on, found one"),
-            ("data_root", height == width, f"square images, found {height} x {width} pixels: crop or resize them"),
         ],
     )
     counts = data.train.labels.bincount(minlength=len(data.classes))

@@ -1,5 +1,6 @@
 "Data: subsets, folders, archives, CIFAR and Tiny ImageNet in their own formats, and what goes wrong with each."
 
+import gzip
 import hashlib
 import io
 import os
@@ -8,6 +9,7 @@ import shutil
 import stat
 import tarfile
 import time
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.datasets import CIFAR10, CIFAR100
 
 import dainv.data
@@ -216,7 +218,8 @@ def test_other_files_and_hidden_files_are_no_images(data_folder):
     for extra in ("train/.DS_Store", "train/cat/notes.txt", "train/cat/._0.png", "train/.cache/x.png", "readme.md"):
         (data_folder / "set" / extra).parent.mkdir(exist_ok=True)
         (data_folder / "set" / extra).write_text("no image")
-    assert len(load_data("folder", "set").train) == 12
+    with pytest.warns(UserWarning, match=r"1 files are left out.*\.txt \(1\), such as .*set/train/cat/notes\.txt"):
+        assert len(load_data("folder", "set").train) == 12
 
 
 @pytest.mark.parametrize(
@@ -279,6 +282,172 @@ def test_val_serves_as_test(data_folder):
     make_folder(data_folder / "set")
     (data_folder / "set/test").rename(data_folder / "set/val")
     assert len(load_data("folder", "set").test) == 6
+
+
+def test_nested_folders_and_rare_endings_are_read(data_folder):
+    root, value = data_folder / "set", iter(range(20))
+    names = [
+        "0.png",
+        "more/0.png",
+        "more/deep/1.PNG",
+        "x.jfif",
+        "y.jpe",
+        "z.avif",
+        "w.tga",
+        "u.JPEG",
+        "v.webp",
+        "s.tif",
+    ]
+    kinds = {"jfif": "JPEG", "jpe": "JPEG"}
+    for half in ("train", "test"):
+        for name in names:
+            pixels = np.full((8, 8, 3), 10 * (next(value) % 10), np.uint8)
+            save(root / half / "a" / name, pixels, format=kinds.get(name.rsplit(".")[-1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = load_data("folder", "set")
+    expected = [10 * names.index(name) for name in sorted(names)]
+    assert (data.train.images.float().mean((1, 2, 3)) - torch.tensor(expected)).abs().max() < 3
+    assert torch.equal(data.test.labels, torch.zeros(10).long())
+
+
+def test_what_is_left_out_is_counted_and_named(data_folder):
+    make_folder(data_folder / "set")
+    for extra in (
+        "train/cat/a.heic",
+        "test/cat/deep/b.heic",
+        "train/ant/c.psd",
+        "train/loose.png",
+        "train/cat/Thumbs.db",
+    ):
+        (data_folder / "set" / extra).parent.mkdir(exist_ok=True)
+        (data_folder / "set" / extra).write_text("x")
+    with pytest.warns(UserWarning, match=r"4 files are left out.*\.heic \(2\), .png \(1\), .psd \(1\)"):
+        assert len(load_data("folder", "set").train) == 12
+    for path in (data_folder / "set/train/ant").glob("*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"train/ant holds no images .*the files in it are \.psd \(1\)"):
+        load_data("folder", "set")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+def test_images_are_turned_as_their_camera_has_noted(data_folder, orientation, ending):
+    pixels = np.kron(random_pixels(3, 4, 3), np.ones((16, 16, 1), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for half in ("train", "test"):
+        save(
+            data_folder / f"set/{half}/a/0.{ending}",
+            pixels,
+            exif=exif,
+            **({"lossless": True} if ending == "webp" else {}),
+        )
+    with Image.open(data_folder / f"set/train/a/0.{ending}") as image:
+        shown = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    found = load_data("folder", "set").train.images[0].permute(1, 2, 0).numpy()
+    assert found.shape == shown.shape == ((48, 64, 3) if orientation < 5 else (64, 48, 3))
+    assert np.array_equal(found, shown)
+
+
+@pytest.mark.parametrize("side", [0, 6, 8, 20])
+def test_squares_from_images_of_any_shape(data_folder, side):
+    """The shorter side is resized, and the middle stays: a white bar in the middle of a wide and of a tall image."""
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, 8:16] = 255
+    for half in ("train", "test"):
+        save(data_folder / f"set/{half}/a/wide.png", wide)
+        save(data_folder / f"set/{half}/a/tall.png", wide.transpose(1, 0, 2))
+    if side == 0:
+        with pytest.raises(ValueError, match=r"wide\.png is 24x8.*tall\.png is 8x24.*such as size=8"):
+            load_data("folder", "set")
+        return
+    images = load_data("folder", "set", size=side).train.images
+    assert images.shape == (2, 3, side, side) and images[:, :, 1:-1, 1:-1].float().mean() > 250
+
+
+def test_a_line_of_pixels_is_not_made_into_a_wide_image(tmp_path):
+    save(tmp_path / "line.png", np.full((1, 30_000, 3), 7, np.uint8))
+    assert (dainv.data._read_image(tmp_path / "line.png", size=64) == 7).all()
+
+
+def test_pillow_is_given_a_list_of_formats_and_bombs_are_refused(data_folder, monkeypatch):
+    make_folder(data_folder / "set")
+    (data_folder / "set/train/cat/x.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
+    )
+    with pytest.raises(ValueError, match=r"cat/x\.png cannot be read as an image"):
+        load_data("folder", "set")
+    Image.new("1", (9000, 9000)).save(data_folder / "set/train/cat/x.png")
+    with pytest.raises(ValueError, match=r"cat/x\.png .*9000x9000 are more than"):
+        load_data("folder", "set")
+    Image.new("1", (20000, 20000)).save(data_folder / "set/train/cat/x.png")
+    with pytest.raises(ValueError, match=r"cat/x\.png cannot be read"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load_data("folder", "set")
+
+
+def test_links_that_lead_back_are_not_followed(data_folder):
+    make_folder(data_folder / "set")
+    cat = data_folder / "set/train/cat"
+    (cat / "loop").symlink_to(cat, target_is_directory=True)
+    (cat / "root").symlink_to(data_folder, target_is_directory=True)
+    assert len(load_data("folder", "set").train) == 12
+    (cat / "gone.png").symlink_to(data_folder / "nowhere.png")
+    with pytest.raises(ValueError, match=r"cat/gone\.png cannot be read \(No such file"):
+        load_data("folder", "set")
+    (cat / "gone.png").unlink()
+    os.mkfifo(cat / "pipe.png")
+    with pytest.raises(ValueError, match=r"cat/pipe\.png is named like an image"):
+        load_data("folder", "set")
+
+
+def test_names_of_classes_are_text(data_folder):
+    names = ["0", "01", "NA", "nan", "1e5", "true", "cafe\u0301"]
+    make_folder(data_folder / "set", names)
+    (data_folder / "set/test/cafe\u0301").rename(data_folder / "set/test/caf\u00e9")
+    data = load_data("folder", "set")
+    assert data.classes == sorted([*names[:-1], "caf\u00e9"]) and len(data.test) == 14
+    assert load_data("folder", "set", classes=["NA", "01"]).classes == ["NA", "01"]
+    (data_folder / "set/train/caf\u00e9").mkdir()
+    with pytest.raises(ValueError, match="name the same class"):
+        load_data("folder", "set")
+
+
+def test_the_folder_that_is_named_is_the_one_that_was_given(data_folder):
+    make_folder(data_folder / "set")
+    with pytest.raises(
+        FileNotFoundError, match=r"set/train has no folder 'train'.*ant, bee, cat.*give the folder above"
+    ):
+        load_data("folder", "set/train")
+    shutil.move(data_folder / "set/train", data_folder / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"data/set has no folder 'train' of images \(its folders are test\)"):
+        load_data("folder", "set")
+    make_folder(data_folder / "wrapped/inner/set")
+    assert len(load_data("folder", "wrapped").train) == 12
+
+
+def test_what_no_memory_holds_is_refused_first(data_folder):
+    with pytest.raises(ValueError, match=r"7,000 images of 1000000x1000000 pixels take .* GiB, this machine has"):
+        load_data("spirograph", size=1_000_000)
+    make_folder(data_folder / "set")
+    with pytest.raises(ValueError, match=r"18 images of .* GiB"):
+        dainv.data._check_memory(18, 10**7, 10**7)
+
+
+def test_sizes_are_refused_before_anything_is_read(data_folder, monkeypatch):
+    make_folder(data_folder / "set")
+    monkeypatch.setattr(dainv.data, "_read_image", None)
+    for wrong, said in (
+        (dict(train_size=13), "there are only 12"),
+        (dict(test_size=7), "there are only 6"),
+        (dict(seed=-1), "seed=-1"),
+        (dict(seed=2**64), "seed="),
+        (dict(size=True), "size=True"),
+        (dict(train_size=-1), "train_size=-1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load_data("folder", "set", **wrong)
 
 
 # --- cache -----------------------------------------------------------------------------------------------------------
@@ -383,7 +552,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(data_folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(dainv.data, "save_file", full)
-    with pytest.warns(UserWarning, match="not cached.*No space left"):
+    with pytest.warns(UserWarning, match="not cached.*(No space left|disk is full)"):
         assert len(load_data("folder", "set").train) == 12
     assert not list((data_folder / "cache").iterdir())
 
@@ -455,7 +624,7 @@ def test_no_member_of_a_tar_leaves_the_target(tmp_path, data_folder, member):
     before = set(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=r"evil\.tar: member .* is refused"):
         load_data("folder", archive)
-    new = {p for p in set(tmp_path.rglob("*")) - before if not p.name.endswith(".lock")}
+    new = {p for p in set(tmp_path.rglob("*")) - before if p.suffix not in (".lock", ".digest")}
     assert new == {data_folder, data_folder / "extracted"}
     assert not Path("/escaped-from-archive.txt").exists()
 
@@ -553,6 +722,76 @@ def test_a_file_that_is_no_archive(tmp_path):
         load_data("folder", tmp_path / "set.rar")
 
 
+def test_archives_of_one_name_size_and_time_are_both_right(tmp_path, data_folder):
+    for place, value in (("one", 1), ("two", 2)):
+        for half in ("train", "test"):
+            path = save(tmp_path / place / f"set/{half}/a/0.bmp", np.full((4, 4, 3), value, np.uint8))
+            os.utime(path, ns=(5 * 10**9, 5 * 10**9))
+        archive = pack(tmp_path / place / "set", tmp_path / place / "set.tar")
+        os.utime(archive, ns=(5, 5))
+    archives = [tmp_path / place / "set.tar" for place in ("one", "two")]
+    assert archives[0].stat().st_size == archives[1].stat().st_size
+    assert [load_data("folder", a).train.images.max() for a in archives] == [1, 2]
+    shutil.copy(archives[0], tmp_path / "set.tar")
+    load_data("folder", tmp_path / "set.tar")
+    assert len([p for p in (data_folder / "extracted").iterdir() if p.is_dir()]) == 2  # the third is the first
+
+
+@pytest.mark.parametrize("ending", [".tar.gz", ".tar.xz", ".zip"])
+@pytest.mark.parametrize("kind", ["large", "many"])
+def test_archives_that_grow_too_much_are_refused(tmp_path, data_folder, ending, kind):
+    n, size = (1, 80 * 2**20) if kind == "large" else (40_000, 0)
+    archive = tmp_path / f"bomb{ending}"
+    if ending == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as z:
+            for i in range(n):
+                z.writestr(f"train/a/{i}.png", bytes(size))
+    else:
+        with tarfile.open(archive, f"w:{ending[5:]}") as tar:
+            for i in range(n):
+                member = tarfile.TarInfo(f"train/a/{i}.png")
+                member.size = size
+                tar.addfile(member, io.BytesIO(bytes(size)))
+    if ending == ".zip" and kind == "many":
+        pytest.skip("a zip spends more than 16 bytes on a file")
+    with pytest.raises(ValueError, match=rf"bomb{ending}: it unpacks to (much more|too many).*if you trust it"):
+        load_data("folder", archive)
+    assert not [p for p in (data_folder / "extracted").iterdir() if p.is_dir()]
+
+
+def test_a_sparse_member_is_refused(tmp_path, data_folder):
+    head = tarfile.TarInfo("train/a/0.png").tobuf(tarfile.GNU_FORMAT)
+    head = bytearray(head)
+    head[156:157] = tarfile.GNUTYPE_SPARSE
+    head[483:495] = b"%011o\0" % 2**32  # the size that it claims
+    head[148:156] = b"        "
+    head[148:156] = b"%06o\0 " % sum(head)
+    (tmp_path / "sparse.tar").write_bytes(bytes(head) + bytes(10240))
+    with pytest.raises(ValueError, match=r"sparse\.tar: member .* is refused"):
+        load_data("folder", tmp_path / "sparse.tar")
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "checksum"])
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
+def test_members_are_not_lost_without_a_word(tmp_path, data_folder, damage, ending):
+    make_folder(tmp_path / "set")
+    content = bytearray(pack(tmp_path / "set", tmp_path / "set.tar").read_bytes())
+    middle = [m.offset for m in tarfile.open(tmp_path / "set.tar")][12]
+    if damage == "cut":
+        content = content[:middle]
+    elif damage == "header":
+        content[middle + 10] ^= 255
+    packed = bytearray(gzip.compress(content) if ending == ".tar.gz" else content)
+    if damage == "checksum":
+        if ending == ".tar":
+            pytest.skip("has none")
+        packed[-6] ^= 1
+    (tmp_path / f"bad{ending}").write_bytes(packed)
+    with pytest.raises(ValueError, match=rf"bad{ending} cannot be unpacked"):
+        load_data("folder", tmp_path / f"bad{ending}")
+    assert not [p for p in (data_folder / "extracted").iterdir() if p.is_dir()]
+
+
 # --- CIFAR -----------------------------------------------------------------------------------------------------------
 
 NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -648,10 +887,19 @@ def test_cifar_with_a_wrong_checksum(data_folder, monkeypatch):
         load_data("cifar10")
 
 
+def test_missing_and_damaged_files_of_cifar_are_named(data_folder, monkeypatch):
+    write_cifar(data_folder, monkeypatch)
+    folder = data_folder / CIFAR10.base_folder
+    (folder / "data_batch_2").unlink()
+    (folder / "test_batch").write_bytes(b"?")
+    with pytest.raises(FileNotFoundError, match=r"data_batch_2 is missing; \S*test_batch is damaged\. Put"):
+        load_data("cifar10")
+
+
 def test_cifar_with_damaged_names_is_an_error(data_folder, monkeypatch):
     write_cifar(data_folder, monkeypatch)
     (data_folder / CIFAR10.base_folder / "batches.meta").write_bytes(b"?")
-    with pytest.raises(ValueError, match="is damaged.*remove both"):
+    with pytest.raises(ValueError, match="is damaged.*batches.meta is damaged; remove both"):
         load_data("cifar10")
 
 
