@@ -441,6 +441,9 @@ class _Notes:
         return torch.cat(self.images), torch.cat(self.labels) if known else None
 
 # %% ../nbs/64_auditing.ipynb #10442a33
+from .runs import read_json, read_table, sha256_of, verified, write_json
+
+
 @dataclass
 class Report:
     "What an audit found: `header`, and tables by name, also as attributes: `scores`, `layers`, `predictions`, ..."
@@ -489,8 +492,9 @@ class Report:
                 table.to_parquet(made / f"{name}.parquet")
                 table.to_csv(made / f"{name}.csv", index=False)
             np.savez_compressed(made / "arrays.npz", **self.arrays)
-            text = json.dumps(dict(header=self.header, tables=list(self.tables)), indent=1, default=str)
-            (made / "report.json").write_text(text, encoding="utf-8")
+            header = json.loads(json.dumps(self.header, default=str))
+            digests = {file.name: sha256_of(file) for file in made.iterdir()}
+            write_json(made / "report.json", dict(header=header, tables=list(self.tables), digests=digests))
             old = Path(scratch) / "old"
             if folder.exists():
                 folder.rename(old)
@@ -513,9 +517,9 @@ class Report:
         if not (folder / "report.json").is_file():
             raise ValueError(f"{folder} holds no report: report.json is missing")
         try:
-            held = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-            tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in held["tables"]}
-            with np.load(folder / "arrays.npz", allow_pickle=False) as file:
+            held = read_json(folder / "report.json")
+            tables = {name: read_table(folder / f"{name}.parquet") for name in held["tables"]}
+            with np.load(verified(folder / "arrays.npz"), allow_pickle=False) as file:
                 arrays = dict(file)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(

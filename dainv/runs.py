@@ -265,7 +265,7 @@ def verified(
 ) -> Path:
     "The path of a file that has the digest that its record lists; a ValueError names one that has not."
     path = Path(path)
-    names = ["result.json"] if path.name in TRAINED else ["measured.json", f"{path.stem}.json"]
+    names = ["result.json"] if path.name in TRAINED else ["measured.json", "report.json", f"{path.stem}.json"]
     lists = {name: _digests_in(path.with_name(name)) for name in names if name != path.name}
     listed = {name: digests[path.name] for name, digests in lists.items() if digests and path.name in digests}
     for record, digest in listed.items():
@@ -273,7 +273,7 @@ def verified(
             raise _damaged(path, f"its content does not have the digest in {record}")
     expected = any(digests is not None for digests in (*lists.values(), _digests_in(path.with_name("result.json"))))
     if expected and not listed and path.suffix != ".json":
-        raise _damaged(path, f"{' and '.join(lists)} do not describe it: was its measurement cut off?")
+        raise _damaged(path, "no record describes it: was its measurement cut off?")
     return path
 
 

@@ -172,7 +172,7 @@ def test_a_record_describes_only_what_its_measurement_wrote(folders):
     run = finished_run()
     second = Measurement(run)
     second.write("cka.csv", TABLE.assign(score=0.5))  # and is killed
-    with pytest.raises(ValueError, match=r"cka.csv is damaged \(measured.json and cka.json do not describe it"):
+    with pytest.raises(ValueError, match=r"cka.csv is damaged \(no record describes it"):
         run.read_table("cka.csv")
     assert measured_how(run, "score")["seed"] == 3 and len(run.read_table("score.parquet")) == 100
     third = Measurement(run)
@@ -496,3 +496,21 @@ def test_running_statistics_that_are_not_finite_stop_a_run():
     line.bare_model.register_buffer("running_mean", torch.tensor([torch.nan]))
     with pytest.raises(FloatingPointError, match="weights of layer running_mean are not finite"):
         check_finite(line, torch.ones(1, 3), 0)
+
+
+def test_every_flipped_bit_of_a_report_is_refused(tmp_path):
+    from dainv.auditing import Report
+
+    arrays = dict(image_scores=torch.rand(2, 3, 4).numpy(), image_ids=torch.arange(4).numpy())
+    folder = Report(dict(layers=["a", "b", "c"]), dict(scores=TABLE), arrays).save(tmp_path / "report")
+    drawn = random.Random(0)
+    assert len(Report.load(folder).tables["scores"]) == 100
+    for file in ("report.json", "scores.parquet", "arrays.npz"):
+        whole = (folder / file).read_bytes()
+        for _ in range(20):
+            content = bytearray(whole)
+            content[drawn.randrange(len(whole))] ^= 1 << drawn.randrange(8)
+            (folder / file).write_bytes(content)
+            with pytest.raises(ValueError, match=rf"{file} is damaged"):
+                Report.load(folder)
+        (folder / file).write_bytes(whole)
