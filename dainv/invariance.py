@@ -12,22 +12,8 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 import torch.nn.functional as F
 
+from .groups import Groups, group_gradient, group_moments
 from .metrics import fisher, unit_ratio
-
-# %% ../nbs/30_invariance.ipynb #d16650b6
-def _tiles(features, rows):
-    "Slices (rows, columns) that cut features (B, D) into pieces that stay in a CPU's cache; one piece elsewhere."
-    batch, units = features.shape
-    if features.device.type != "cpu" or torch.compiler.is_compiling():
-        return [(slice(None), slice(None))]
-    columns = max(64, 2**18 // min(rows, batch))
-    starts = [(r, c) for r in range(0, batch, rows) for c in range(0, units, columns)]
-    return [(slice(r, r + rows), slice(c, c + columns)) for r, c in starts]
-
-# %% ../nbs/30_invariance.ipynb #6504b3b6
-def _sums(rows, ids, n):
-    "The sum of the rows of each id, (n, ...)."
-    return rows.new_zeros(n, *rows.shape[1:]).index_add_(0, ids, rows)
 
 # %% ../nbs/30_invariance.ipynb #5419be52
 class _PairRatio(torch.autograd.Function):
@@ -35,49 +21,33 @@ class _PairRatio(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, groups, n_groups, reference, n_reference, distinct):
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        wide = torch.float64 if x.device.type in ("cpu", "cuda") else dtype
-        ones = x.new_ones(len(x), dtype=wide)
-        sizes = _sums(ones, groups, n_groups)
-        sizes_ref = ones.sum(0, keepdim=True) if reference is None else _sums(ones, reference, n_reference)
-        share, share_ref = (1 / n.clamp(min=1).to(dtype)[:, None] for n in (sizes, sizes_ref))
-        means = x.new_empty(n_groups, x.shape[1], dtype=dtype)
-        means_ref = x.new_empty(n_reference, x.shape[1], dtype=dtype)
-        within = torch.zeros_like(ones)  # per row
-        between = torch.zeros_like(sizes if reference is None else ones)  # per group, or per row from its reference
-        for _, columns in _tiles(x, len(x)):
-            tile = x[:, columns].to(dtype) - x[:1, columns].to(dtype)
-            mean = _sums(tile, groups, n_groups)
-            mean_ref = mean.sum(0, keepdim=True) if reference is None else _sums(tile, reference, n_reference)
-            means[:, columns], means_ref[:, columns] = mean.mul_(share), mean_ref.mul_(share_ref)
-            apart = mean - mean_ref if reference is None else mean_ref.index_select(0, reference).sub_(tile)
-            within += mean.index_select(0, groups).sub_(tile).square_().sum(1)
-            between += apart.square_().sum(1)
-        weight, weight_ref = sizes[groups], sizes_ref if reference is None else sizes_ref[reference]
-        spread = within.sum() + (sizes * between).sum() if reference is None else between
-        inside, everything = (weight * within).sum(), (weight_ref * spread).sum()
-        pairs, pairs_ref = (sizes * (sizes - distinct)).sum(), (sizes_ref * (sizes_ref - distinct)).sum()
+        groups = groups if isinstance(groups, Groups) else Groups.of(groups, n_groups)
+        delta, within, mean, between = group_moments(x, groups)
+        sizes, sizes_ref, delta_ref = groups.sizes, groups.sizes.new_full((1,), len(x)), mean
+        if reference is None:
+            everything = len(x) * (within.sum() + sizes.dot(between))
+        else:
+            reference = Groups.of(reference, n_reference)
+            delta_ref, spread, *_ = group_moments(x, reference)
+            sizes_ref, everything = reference.sizes, reference.sizes.dot(spread)
+        pairs, pairs_ref = (n.dot(n - distinct) for n in (sizes, sizes_ref))
         # Compared this way round, so that a nan stays a nan and the caller sees it.
-        inverse = torch.where(everything < torch.finfo(torch.float32).tiny, 0, 1 / everything)
-        scale = torch.where(pairs > 0, pairs_ref / pairs, 0) * inverse
-        pull, push = 2 * scale * weight, 2 * scale * inside * inverse * weight_ref.expand_as(weight)
-        ctx.save_for_backward(x, groups, reference, means, means_ref, (pull - push).to(dtype), push.to(dtype))
-        return (scale * inside).to(dtype)
+        inverse = (1 / everything).masked_fill_(everything < torch.finfo(torch.float32).tiny, 0)
+        scale = (pairs_ref / pairs).masked_fill_(pairs == 0, 0) * inverse
+        loss = scale * sizes.dot(within)
+        pull, push = (2 * scale * sizes).to(delta.dtype), (2 * loss * inverse * sizes_ref).to(delta.dtype)
+        ctx.save_for_backward(x, delta, delta_ref, pull, push, *groups, *(reference or ()))
+        return loss.to(delta.dtype)
 
     @staticmethod
     def backward(ctx, grad_loss):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError("invariance_loss has no second derivative: take its gradient without create_graph=True")
-        x, groups, reference, means, means_ref, slope, push = ctx.saved_tensors
-        dtype, slope, push = means.dtype, -(grad_loss * slope)[:, None], (grad_loss * push)[:, None]
-        grad = torch.empty_like(x)
-        for rows, columns in _tiles(x, 64):
-            tile = x[rows, columns].to(dtype) - x[:1, columns].to(dtype)
-            mean, mean_ref = means[:, columns].index_select(0, groups[rows]), means_ref[:, columns]
-            mean_ref = mean_ref if reference is None else mean_ref.index_select(0, reference[rows])
-            offset = (mean_ref - mean).mul_(push[rows])
-            grad[rows, columns] = offset.addcmul_(mean.sub_(tile), slope[rows])
-        return grad, None, None, None, None, None
+        x, delta, delta_ref, pull, push, *rows = ctx.saved_tensors
+        n = len(Groups._fields)
+        groups, reference = Groups(*rows[:n]), Groups(*rows[n:]) if rows[n:] else None
+        factors = grad_loss * pull, grad_loss * push
+        return group_gradient(x, groups, delta, reference, delta_ref, *factors), None, None, None, None, None
 
 # %% ../nbs/30_invariance.ipynb #7b4f0c38
 def _unit_rows(features):
@@ -135,8 +105,9 @@ def _group_loss(features, groups, metric, pairs, reference, labels=None, n_group
     "As `invariance_loss`; but one group alone, as a batch of a single class, is no error: its loss is 1 without gradient."
     if not features.is_floating_point() or features.ndim < 1 or len(features) < 2 or features[0].numel() == 0:
         raise ValueError(f"features: {features.dtype} {tuple(features.shape)}; expected floats (B, ...) with B >= 2")
-    _check_ids(groups, "groups", features)
-    ids, n = _dense_ids(groups, n_groups, "n_groups")
+    ready = isinstance(groups, Groups)
+    _check_ids(groups.ids if ready else groups, "groups", features)
+    ids, n = (groups.ids, len(groups.first)) if ready else _dense_ids(groups, n_groups, "n_groups")
     on_cpu = features.device.type == "cpu"
     _check_pairs(
         ids,
@@ -151,6 +122,7 @@ def _group_loss(features, groups, metric, pairs, reference, labels=None, n_group
         _check_ids(labels, "labels", features)
         classes, n_classes = _dense_ids(labels, n_labels, "n_labels")
         _check_pairs(classes, n_classes, on_cpu or n_labels is None, "labels: no two rows share a class")
+    ids = groups if ready and metric == "msd" else ids
     return METRICS[metric](_unit_rows(features), ids, n, classes, n_classes, int(pairs == "distinct"))
 
 # %% ../nbs/30_invariance.ipynb #b7bd72ef
@@ -230,7 +202,7 @@ def _check_labels(labels, logits):
 class _Groups:
     "The rows of a batch by image and by class, and which weight each kind carries at present."
 
-    ids: torch.Tensor
+    ids: torch.Tensor | Groups
     n: int | None  # number of groups; None: no two rows share one
     weight: float | torch.Tensor  # of the kind, over all layers
     active: bool  # whether that weight is ever above 0
@@ -323,6 +295,10 @@ def _kinds(objective, logits, labels, image_ids, n_groups, n_labels, progress) -
         n_classes = None  # with so many classes a batch need not hold two images of one: nothing to measure
     if class_active and (n_labels or logits.shape[1]) < 2:
         raise ValueError("labels: there is one class only; class-wise invariance compares classes, give two or more")
+    if not torch.compiler.is_compiling():  # put in order once, for all layers
+        image_ids, class_ids = (
+            ids if n is None else Groups.of(ids, n) for ids, n in ((image_ids, n), (class_ids, n_classes))
+        )
     image, by_class = _Groups(image_ids, n, now[0], active), _Groups(class_ids, n_classes, now[1], class_active)
     return {"invariance": image, "class_invariance": by_class}
 
