@@ -91,7 +91,7 @@ def _moments(x: torch.Tensor, groups: Groups) -> Moments:
             total = in_groups.sum(1)
         else:
             total = sums(tile.sub_(first.index_select(0, groups.ids)), groups.ids, n)
-        squares += torch.linalg.vector_norm(tile, dim=1).to(double).square_()
+        squares += tile.square_().sum(1)
         shift += (total * (delta_here := total * share)).sum(1)
         centre = first.sub_(origin).add_(delta_here)
         delta[:, columns], mean[:, columns] = delta_here, (mean_here := (part * centre).sum(0, keepdim=True))
@@ -99,9 +99,9 @@ def _moments(x: torch.Tensor, groups: Groups) -> Moments:
     return Moments(delta, sums(squares, groups.ids, n) - shift, mean, between)
 
 # %% ../nbs/27_groups.ipynb #6a7d0ebe
-def _gradient(x, groups, delta, reference, delta_ref, pull, push) -> torch.Tensor:
-    "The gradient of rows (B, D), in their type and layout, by PyTorch."
-    n, views, grad = len(groups.first), groups.views, torch.empty_like(x)
+def _gradient(x, groups, delta, reference, delta_ref, pull, push, grad, incoming) -> None:
+    "Writes the gradient of rows (B, D) into `grad`, by PyTorch."
+    n, views = len(groups.first), groups.views
     pull, push = pull[:, None], push[:, None]
     for columns, tile in _tiles(x):
         origin, first, inside = tile[:1].clone(), tile[groups.first], delta[:, columns]
@@ -121,8 +121,7 @@ def _gradient(x, groups, delta, reference, delta_ref, pull, push) -> torch.Tenso
             if reference is None:
                 slope, offset = slope.index_select(0, groups.ids), offset.index_select(0, groups.ids)
             tile.sub_(first.index_select(0, groups.ids)).mul_(slope).add_(offset)
-        grad[:, columns] = tile
-    return grad
+        grad[:, columns] = tile if incoming is None else tile.add_(incoming[:, columns])
 
 # %% ../nbs/27_groups.ipynb #321715c5
 _TYPES = r"""
@@ -219,7 +218,8 @@ _GRADIENT = r"""
 template <class T> static void gradient(
     const T *x, int64_t stride, int64_t units, const int64_t *order, const int64_t *starts, int64_t groups,
     const float *delta, const int64_t *reference, const int64_t *first_ref, const float *delta_ref,
-    const float *pull, const float *push, T *grad, int64_t grad_stride, int64_t threads
+    const float *pull, const float *push, T *grad, int64_t grad_stride, const T *incoming, int64_t incoming_stride,
+    int64_t threads
 ) {
     in_threads((units + TILE - 1) / TILE, threads, [=](int64_t begin, int64_t end) {
         float first[TILE], apart[TILE];
@@ -241,7 +241,11 @@ template <class T> static void gradient(
                         for (int64_t c = 0; c < n; ++c) apart[c] = wide(row_ref[c]) - first[c] + (d_ref[c] - d[c]);
                         last = r;
                     }
-                    for (int64_t c = 0; c < n; ++c) narrow(a * (wide(row[c]) - first[c] - d[c]) + b * apart[c], out[c]);
+                    auto grad_at = [=](int64_t c) { return a * (wide(row[c]) - first[c] - d[c]) + b * apart[c]; };
+                    if (const T *in = incoming + order[i] * incoming_stride + start; incoming)
+                        for (int64_t c = 0; c < n; ++c) narrow(wide(in[c]) + grad_at(c), out[c]);
+                    else
+                        for (int64_t c = 0; c < n; ++c) narrow(grad_at(c), out[c]);
                 }
             }
         }
@@ -253,14 +257,14 @@ template <class T> static void gradient(
         float *d, float *m, double *out, int64_t t) { moments<T>(x, s, u, o, g, n, d, m, out, t); }                    \
     extern "C" void gradient_##T(const T *x, int64_t s, int64_t u, const int64_t *o, const int64_t *g, int64_t n,      \
         const float *d, const int64_t *r, const int64_t *f, const float *e, const float *a, const float *b, T *out,    \
-        int64_t q, int64_t t) { gradient<T>(x, s, u, o, g, n, d, r, f, e, a, b, out, q, t); }
+        int64_t q, const T *in, int64_t p, int64_t t) { gradient<T>(x, s, u, o, g, n, d, r, f, e, a, b, out, q, in, p, t); }
 FOR_TYPE(float)
 FOR_TYPE(bf16)
 """
 
 # %% ../nbs/27_groups.ipynb #b56afce5
 _TYPE_NAMES = {torch.float32: "float", torch.bfloat16: "bf16"}
-_ARGUMENTS = {"moments": "piippipppi", "gradient": "piippipppppppii"}  # p: address, i: integer
+_ARGUMENTS = {"moments": "piippipppi", "gradient": "piippipppppppipii"}  # p: address, i: integer
 
 
 def _call(function, *arguments) -> None:
@@ -283,12 +287,12 @@ def _compiled_moments(function, x: torch.Tensor, groups: Groups) -> Moments:
     return Moments(delta, within, mean, between)
 
 
-def _compiled_gradient(function, x, groups, delta, reference, delta_ref, pull, push) -> torch.Tensor:
-    "The gradient of rows (B, D), by a compiled function."
-    grad, ids, first = torch.empty_like(x), *((None, None) if reference is None else (reference.ids, reference.first))
+def _compiled_gradient(function, x, groups, delta, reference, delta_ref, pull, push, grad, incoming) -> None:
+    "Writes the gradient of rows (B, D) into `grad`, by a compiled function."
+    ids, first = (None, None) if reference is None else (reference.ids, reference.first)
     where = (x.stride(0), x.shape[1], groups.order, groups.starts, len(groups.first), delta, ids, first, delta_ref)
-    _call(function, x, *where, pull, push, grad, grad.stride(0), _threads(x))
-    return grad
+    also = (incoming, 0 if incoming is None else incoming.stride(0))
+    _call(function, x, *where, pull, push, grad, grad.stride(0), *also, _threads(x))
 
 # %% ../nbs/27_groups.ipynb #4cedba8c
 @functools.cache
@@ -304,17 +308,22 @@ def _library() -> ctypes.CDLL | None:
         x, groups = torch.linspace(0, 3, 90).sin().view(6, 15).to(dtype), Groups.of(torch.arange(6) % 2, 2)
         ours, theirs = _compiled_moments(getattr(library, f"moments_{name}"), x, groups), _moments(x, groups)
         how = (x, groups, theirs.delta, None, theirs.mean, torch.tensor([1.0, 2.0]), torch.tensor([3.0]))
-        pairs = [*zip(ours, theirs, strict=True)]
-        pairs += [(_compiled_gradient(getattr(library, f"gradient_{name}"), *how), _gradient(*how))]
+        grads = torch.empty(2, *x.shape, dtype=dtype)
+        _compiled_gradient(getattr(library, f"gradient_{name}"), *how, grads[0], x)
+        _gradient(*how, grads[1], x)
+        pairs = [*zip(ours, theirs, strict=True), grads]
         if not all(torch.allclose(a.double(), b.double(), 0.01, 1e-6) for a, b in pairs):
             return None
     return library
 
 
-def _function(kind: str, x: torch.Tensor):
-    "The compiled function for a batch, or None: then PyTorch does the work."
-    plain = type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype in _TYPE_NAMES
-    if not plain or torch.compiler.is_compiling() or x.stride(1) != 1:
+def _function(kind: str, *tensors: torch.Tensor):
+    "The compiled function for tensors (B, D) of one type, or None: then PyTorch does the work."
+    x = tensors[0]
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in _TYPE_NAMES:
+        return None
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    if any(type(t) not in kinds or t.stride(1) != 1 or t.dtype != x.dtype for t in tensors):
         return None
     library = _library()
     return library and getattr(library, f"{kind}_{_TYPE_NAMES[x.dtype]}")
@@ -337,8 +346,10 @@ def group_gradient(
     delta_ref: torch.Tensor,  # (n_ref, D) the delta of the reference, or the mean of the whole batch
     pull: torch.Tensor,  # (n,) in the type of delta
     push: torch.Tensor,  # (n_ref,) likewise
-) -> torch.Tensor:  # (B, D), in the type and layout of x
-    "pull * (x - mean of its group) - push * (x - mean of its reference), row by row."
-    function = _function("gradient", x)
-    arguments = (x, groups, delta, reference, delta_ref, pull, push)
-    return _gradient(*arguments) if function is None else _compiled_gradient(function, *arguments)
+    grad: torch.Tensor,  # (B, D), in the type of x: is overwritten
+    incoming: torch.Tensor | None = None,  # (B, D), in the type of x: is added
+) -> None:
+    "Writes pull * (x - mean of its group) - push * (x - mean of its reference) + incoming, row by row, into `grad`."
+    function = _function("gradient", x, grad, *([] if incoming is None else [incoming]))
+    arguments = (x, groups, delta, reference, delta_ref, pull, push, grad, incoming)
+    _gradient(*arguments) if function is None else _compiled_gradient(function, *arguments)

@@ -32,7 +32,7 @@ from .collapse import effective_rank, pc1_share
 from .data import ImageData, load_data, restricted
 from .features import network_output, only_tensor
 from .images import as_tensor, check_images, check_labels
-from .invariance import METRICS, InvarianceObjective, pooled
+from .invariance import METRICS, WITHOUT_PAIRS, BatchObjective, InvarianceObjective, pooled
 from .loop import Trainable, device_kind, make_fabric, memory_of, on_gpu, rehearse, run_precision, trained
 from .models import BATCH_NORMS, INITS, MODELS, build_model, evaluating, record
 from .options import run_command, train_command
@@ -69,7 +69,7 @@ class TrainParams:
     weights: str = "exponential"  # of the layers: exponential, linear or uniform
     weights_ratio: float = 10.0  # weight of the last layer over that of the first
     exclude_last: bool = True  # leave the class layer out of the invariance losses, unless layers names it
-    metric: str = "msd"  # mean squared difference; or per_unit, fisher
+    metric: str = "msd"  # mean squared difference; or per_unit, fisher, ey, running_fisher
     pool: bool = False  # compare spatial means of feature maps, not maps
     pairs: str = "distinct"  # distinct: without self-pairs, as the authors ran it; all: as printed
     reference: str = "all"  # denominator over all pairs of the batch, or same_class
@@ -126,8 +126,12 @@ def _objective_rules(p: TrainParams) -> list[tuple[str, bool, str]]:
         ("metric", p.metric in METRICS, f"one of {', '.join(METRICS)}"),
         ("pairs", p.pairs in ("distinct", "all"), "distinct or all"),
         ("reference", p.reference in ("all", "same_class"), "all or same_class"),
-        ("pairs", p.metric != "fisher" or p.pairs == "distinct", "distinct: fisher counts no pairs"),
-        ("reference", p.metric != "fisher" or p.reference == "all", "all: fisher refers to the whole batch"),
+        ("pairs", p.metric not in WITHOUT_PAIRS or p.pairs == "distinct", f"distinct: {p.metric} counts no pairs"),
+        (
+            "reference",
+            p.metric not in WITHOUT_PAIRS or p.reference == "all",
+            f"all: {p.metric} refers to the whole batch",
+        ),
         ("weights", p.weights in ("exponential", "linear", "uniform"), "exponential, linear or uniform"),
         ("weights_ratio", 1e-6 <= p.weights_ratio <= 1e6, "last layer over first, from 1e-6 to 1e6"),
         ("views", p.views > 1 or p.beta_end in (-1, p.beta), "at least 2 when beta_end moves weight to or from alpha"),
@@ -378,14 +382,14 @@ def _live_probe(model: nn.Module, layer: str, data: ImageData) -> _LiveProbe:
     return _LiveProbe(units, len(data.classes)).to(data.train.images.device)
 
 # %% ../nbs/40_training.ipynb #bb8029ec
-def _forward(trainer: "Trainer", images, views, passes) -> tuple[dict, torch.Tensor]:
-    "Activations of the measured layers (none for single views), and logits, of a batch of indices (B,)."
+def _forward(trainer: "Trainer", images, views, passes, batch: BatchObjective) -> torch.Tensor:
+    "The logits of a batch of indices (B,), whose layers the objective has seen."
     p, train = trainer.p, trainer.data.train
     x = transform(train.images[images], draw_views(trainer.scheme, images, passes, views, p.seed))
+    trainer.batch = batch
     logits = trainer.model(x.contiguous(memory_format=torch.channels_last))
-    activations = dict(trainer.activations)
-    trainer.activations.clear()
-    return activations, logits
+    trainer.batch = None
+    return logits
 
 # %% ../nbs/40_training.ipynb #02cb8a1d
 def _logged(trainer: "Trainer", loss, parts, counts) -> torch.Tensor:
@@ -399,14 +403,14 @@ def _logged(trainer: "Trainer", loss, parts, counts) -> torch.Tensor:
 def _batch_loss(trainer: "Trainer", images, views, groups, passes, monitor: bool, progress):
     "The loss of a batch of indices (B,), that of the probe included, and the vector of everything that is logged."
     labels = trainer.data.train.labels[images]
-    activations, logits = _forward(trainer, images, views, passes)
     sizes = dict(n_groups=trainer.sampler.images_per_batch, n_labels=len(trainer.data.classes))
-    loss, parts = trainer.objective(
-        activations, logits, labels, groups, **sizes, monitor=monitor and trainer.recording, progress=progress
-    )
+    batch = trainer.objective.batch(labels, groups, **sizes, monitor=monitor and trainer.recording, progress=progress)
+    logits = _forward(trainer, images, views, passes, batch)
+    loss, parts = batch.total(logits, labels)
     counts, objective = [(logits.argmax(1) == labels).sum()], loss
     if trainer.probe is not None:
-        answers = trainer.probe(activations[trainer.probe_layer])
+        answers = trainer.probe(trainer.probed)
+        trainer.probed = None
         loss = loss + F.cross_entropy(answers, labels)
         counts.append((answers.argmax(1) == labels).sum())
     return loss, _logged(trainer, objective, parts, counts)
@@ -436,6 +440,15 @@ def _columns(layers: list[str], with_probe: bool) -> list[str]:
     losses = [f"{kind}_{layer}" for kind in ("invariance", "class_invariance") for layer in layers]
     return ["loss", "cross_entropy", "right", *losses, *(["probe_right"] if with_probe else [])]
 
+# %% ../nbs/40_training.ipynb #9cbb818d
+def _show(trainer: "Trainer", name: str, module: nn.Module, arguments: tuple, output: torch.Tensor):
+    "A hook: shows what a layer returns to the objective, and gives the network what it goes on with."
+    if trainer.batch is None:
+        return None
+    if name == trainer.probe_layer:
+        trainer.probed = output
+    return trainer.batch.layer(name, output)
+
 # %% ../nbs/40_training.ipynb #6571370d
 def _trainer_state(trainer: "Trainer") -> dict:
     "Everything that the next step depends on: tensors and plain values."
@@ -444,6 +457,7 @@ def _trainer_state(trainer: "Trainer") -> dict:
         model=trainer.bare_model.state_dict(),
         probe=trainer.probe.state_dict() if trainer.probe is not None else None,
         optimizer=trainer.optimizer.state_dict(),
+        objective=trainer.objective.state_dict(),
         generator=torch.get_rng_state(),
         sampler=sampler,
         start=trainer.start,
@@ -465,6 +479,7 @@ def _load_trainer_state(trainer: "Trainer", state: dict) -> None:
     if trainer.probe is not None:
         trainer.probe.load_state_dict(state["probe"])
     trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.objective.load_state_dict(state.get("objective", {}))
     torch.set_rng_state(state["generator"].cpu())
 
 # %% ../nbs/40_training.ipynb #2d3baf09
@@ -552,8 +567,9 @@ class Trainer(Trainable):
         if start is not None and start.momentum:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": start.momentum})
         self.recording = p.views > 1 or p.beta > 0 or p.beta_end > 0
-        self._hooks = record(self.bare_model, self.layers if self.recording else [])
-        self.activations = self._hooks.__enter__()
+        self.batch, self.probed = None, None  # the objective of the batch in progress, and what the probe sees of it
+        for name in self.layers if self.recording else []:
+            self.bare_model.get_submodule(name).register_forward_hook(partial(_show, self, name))
         self._loss = _compiled(p, on_gpu(self.fabric))
 
     def set_epoch(self, epoch: int) -> None:
@@ -642,7 +658,6 @@ def test_metrics(trainer: Trainer) -> dict:
     probabilities = predict(trainer.model, test.images, precision=trainer.precision)
     features = _top_features(trainer)
     live = {"probe_accuracy": _probe_accuracy(trainer)} if trainer.probe is not None else {}
-    trainer.activations.clear()
     finite = bool(torch.isfinite(features).all())
     return dict(
         test_accuracy=top_k_accuracy(probabilities, test.labels),
