@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"audit": "audit_page", "Report": "audit_page"}  # loaded when they are asked for, so that importing stays fast
+_PUBLIC = {"audit": "audit_page", "Report": "audit_page", "compare": "comparing"}  # loaded when they are asked for, so that importing stays fast
 
 
 def __getattr__(name):

@@ -230,7 +230,7 @@ _LIMITS = dict(rotation=180, shift_rows=1, shift_cols=1, shear=1.5, brightness=1
 def _scaled(name: str, value, factor: float):
     "The range of a field of a scheme, made wider or narrower about its identity."
     if name == "noise":
-        return tuple(factor * end for end in value)
+        return tuple(min(factor * end, 1.0) for end in value)
     if isinstance(value, tuple):
         return max(0.05, 1 + factor * (value[0] - 1)), 1 + factor * (value[1] - 1)
     return min(factor * value, _LIMITS.get(name, 1))

@@ -437,7 +437,7 @@ def test_shares_of_a_layer_that_sees_brightness_alone(drawings):
 
 
 def test_a_sweep_says_at_which_strength_the_score_falls_to_one_half(drawings):
-    noise = kind_families(scheme("none", noise=(0, 0.4)), sweep=(0.25, 1, 4))
+    noise = kind_families(scheme("none", noise=(0, 0.25)), sweep=(0.25, 1, 8))
     report = audit(small(pool=False), drawings[0], layers=["0"], transformations=noise, repeats=2, **QUICK)
     strengths = report.strengths.set_index("layer")
     scores = report.scores[report.scores.layer == "0"].sort_values("strength")
@@ -549,3 +549,29 @@ def test_a_network_that_diverges_is_named_with_layer_and_image(drawings):
 
     with pytest.raises(ValueError, match="'1'.*not finite"):
         audit(nn.Sequential(nn.Identity(), Log()), drawings[0], layers="all", transformations="flip", **QUICK)
+
+
+def test_class_tokens_are_told_from_patches():
+    class Tokens(nn.Module):
+        "Patches and a class token that is a constant plus the brightness of the image."
+
+        def __init__(self):
+            super().__init__()
+            self.patch, self.token, self.block = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.ones(1, 1, 8)), nn.Identity()
+
+        def forward(self, x):
+            patches = self.patch(x).flatten(2).transpose(1, 2)
+            tokens = torch.cat([self.token.expand(len(x), -1, -1), patches], 1)
+            return self.block(tokens + patches.mean((1, 2), keepdim=True))
+
+    torch.manual_seed(0)
+    images = torch.rand(16, 3, 16, 16)
+    report = audit(
+        Tokens().eval(), images, layers=["block"], transformations=["rotation", "roll"], progress=False, untrained=1
+    )
+    assert report.header["layers"] == ["input", "block:class", "block:patches"]
+    shapes = report.layers.set_index("layer")["shape"]
+    assert shapes.to_dict() == {"input": "3 x 16 x 16", "block:class": "8", "block:patches": "16 x 8"}
+    explained = report.equivariance.set_index(["layer", "kind"]).explained
+    assert np.isnan(explained["block:class", "shift_rows"]) and np.isfinite(explained["block:patches", "shift_rows"])
+    assert report.scores.score.notna().all()
