@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['class_probabilities', 'Report', 'batch_dependence', 'half_strength', 'weights_hash', 'audit']
 
-# %% ../nbs/64_auditing.ipynb #d6f93277
+# %% ../nbs/64_auditing.ipynb #149dc022
 import contextlib
 import hashlib
 import json
 import math
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -51,9 +52,25 @@ class _Reader(LayerReader):
     "The rows of all layers, the input first, and the predictions, for a batch of images."
 
     def __init__(self, model: nn.Module, images: torch.Tensor, layouts: dict[str, Layout], preprocess):
-        self.model, self.preprocess, self.layouts = model, preprocess, {"input": Layout(), **layouts}
-        self.layers, self.orders, self.dtypes = list(layouts), {}, {}
+        self.model, self.preprocess, self.layouts = model, preprocess, {"input": Layout()}
+        self.tokens = {layer: known for layer, known in layouts.items() if sum(known.tokens) and known.rows == 1}
+        for layer, known in layouts.items():
+            parts = {f"{layer}:class": Layout(0, 1), f"{layer}:patches": Layout(0, 2)}
+            self.layouts |= parts if layer in self.tokens else {layer: known}
+        self.layers, self.orders, self.dtypes, self.shapes = list(layouts), {}, {}, {}
         self.passes = self.images = 0
+
+    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        "What the layers return, class tokens apart from patches."
+        found = super().__call__(images)
+        for layer, known in self.tokens.items():
+            tokens = found.pop(layer).permute(known.batch, 3 - known.batch - known.channels, known.channels)
+            before, after = known.tokens
+            last = tokens.shape[1] - after
+            self.dtypes |= dict.fromkeys((f"{layer}:class", f"{layer}:patches"), tokens.dtype)
+            found[f"{layer}:class"] = tokens[:, 0 if before else last]
+            found[f"{layer}:patches"] = tokens[:, before:last]
+        return {layer: found[layer] for layer in self.layouts if layer in found}
 
     def read(self, images: torch.Tensor, maps: bool = False) -> tuple[dict, torch.Tensor | None, dict]:
         "Rows (n, D) by layer, class probabilities (n, C) or None, and, if wanted, maps (n, C, h, w) by layer."
@@ -66,6 +83,7 @@ class _Reader(LayerReader):
         rows, grids = {}, {}
         for layer in list(found):
             x, layout = found.pop(layer), self.layouts[layer]
+            self.shapes[layer] = tuple(size for axis, size in enumerate(x.shape) if axis != layout.batch)
             if maps and (grid := spatial_maps(x, len(images), layout, *images.shape[2:])) is not None:
                 grids[layer] = grid
             if layer not in self.orders:
@@ -172,6 +190,7 @@ class _Passes:
     sums: dict  # layer -> _LayerSums
     predictions: dict  # arrays: confidence, class, and per family effective invariance, flips
     dtypes: dict
+    shapes: dict
 
     @property
     def varying(self) -> np.ndarray:  # (layers,) bool
@@ -256,6 +275,7 @@ def _run_passes(
         sums=sums,
         predictions=predicted.arrays(),
         dtypes=dict(reader.dtypes),
+        shapes=dict(reader.shapes),
     )
 
 
@@ -592,6 +612,7 @@ def _layer_table(passes: _Passes) -> pd.DataFrame:
         rows.append(
             dict(
                 layer=layer,
+                shape=" x ".join(map(str, passes.shapes[layer])),
                 n_units=sums.n_units,
                 n_units_sampled=len(sums.variance),
                 variance=passes.spread[k].mean() / sums.n_units,
@@ -889,7 +910,7 @@ def _audit(model: nn.Module, source: ImageSource, chosen: list[Family], given: d
     with _Reader(model, sample, layouts, preprocess) as reader:
         if given["batch_size"] is None:
             n_units = sum(rows.shape[1] for rows in reader.read(sample[:2])[0].values())
-            source.batch_size = int(min(128, max(4, 2**26 // (3 * n_units))))
+            source.batch_size = int(min(128, max(4, (2**25 if device.type == "cuda" else 2**24) // n_units)))
         views = sum(family.repeats or settings.repeats for family in chosen)
         notes = _Notes(None if source.n is None else -(-source.n // source.batch_size) * (2 + views), given["progress"])
         passes = _run_passes(reader, source, chosen, settings, notes)
@@ -915,7 +936,7 @@ def _audit(model: nn.Module, source: ImageSource, chosen: list[Family], given: d
     notes.bar.close()
     score = scores[scores.transformation == chosen[0].name].set_index("layer").score
     layers["collapsed"] = [is_collapsed(score[r.layer], r.pc1_share, r.n_units) for r in layers.itertuples()]
-    layers["batch_dependent"] = [r.layer in dependent for r in layers.itertuples()]
+    layers["batch_dependent"] = [re.split(r"[#:\[]", r.layer)[0] in dependent for r in layers.itertuples()]
     layers["sentence"] = [_sentence(row, scores[scores.layer == row.layer]) for _, row in layers.iterrows()]
     worst = passes.predictions.get("worst", [])
     tables = dict(
