@@ -32,7 +32,7 @@ from .options import run_command, train_command
 from .penalties import PENALTIES, clamped, ramped, transformation_penalty
 from .precision import choose_precision
 from .ridge import component_errors, fit_ridge, r_squared
-from .runs import Run, check_name, check_params, check_ranges, load_weights, runs_folder
+from .runs import Run, check_name, check_params, check_ranges, run_weights, runs_folder
 from .sampling import ViewSampler
 from .spirograph import parameter_bounds, spirograph_task
 from .variance import variance_parts
@@ -354,7 +354,7 @@ def _check_start(p: PretrainParams, run: Run, views) -> None:
 def _go_on(trainer: "ContrastiveTrainer", run: Run) -> int:
     "Takes over weights and optimizer of a finished run; the number of its last step."
     _check_start(trainer.p, run, trainer.views)
-    trainer.bare_model.load_state_dict(load_weights(run))
+    trainer.bare_model.load_state_dict(run_weights(run))
     checkpoint = run.load_checkpoint(map_location=trainer.fabric.device)
     if checkpoint is None or run.params["optimizer"] != trainer.p.optimizer:
         warnings.warn(f"{run.name}: only its weights are taken over, not the state of its optimizer", stacklevel=2)
@@ -511,7 +511,7 @@ def pretrain(
 def _load_module(run: Run) -> _Contrast:
     "Encoder and head of a finished run, in evaluation mode."
     module = _Contrast(PretrainParams(**run.params), run.result["data"]["in_size"])
-    module.load_state_dict(load_weights(run))
+    module.load_state_dict(run_weights(run))
     return module.to(memory_format=torch.channels_last).eval()
 
 

@@ -6,7 +6,7 @@
 __all__ = ['TRAINED', 'project_root', 'data_folder', 'runs_folder', 'figures_folder', 'remove_abandoned', 'write_error',
            'explained_errors', 'atomic_write', 'write_json', 'read_json', 'sha256_of', 'verified', 'write_table',
            'read_table', 'write_tensors', 'read_tensors', 'check_params', 'check_ranges', 'read_params', 'provenance',
-           'save_checkpoint', 'load_checkpoint', 'check_name', 'locked', 'Run', 'load_weights', 'Measurement',
+           'save_checkpoint', 'load_checkpoint', 'check_name', 'locked', 'Run', 'run_weights', 'Measurement',
            'measured_how', 'load_runs', 'experiments_file', 'experiments', 'profile_of', 'run_group', 'run_seeds',
            'profile_runs', 'run_mismatch', 'FigureRun', 'run_label', 'figure_runs', 'params_from_command_line',
            'one_line_errors']
@@ -719,7 +719,7 @@ class Run:
         self.write("result.json", dict(schema=1, **result, digests=digests))
 
 # %% ../nbs/00_runs.ipynb #e9b416d1
-def load_weights(
+def run_weights(
     run: Run,  # finished
 ) -> dict[str, "torch.Tensor"]:
     "The final weights of a run; a ValueError names the layer of one that is not finite."

@@ -37,7 +37,7 @@ from .loop import Trainable, device_kind, make_fabric, memory_of, on_gpu, rehear
 from .models import BATCH_NORMS, INITS, MODELS, build_model, evaluating, record
 from .options import run_command, train_command
 from .precision import PRECISIONS, choose_precision, inference_precision
-from .runs import Run, check_name, check_params, check_ranges, data_folder, load_weights, runs_folder
+from .runs import Run, check_name, check_params, check_ranges, data_folder, run_weights, runs_folder
 from .sampling import ViewSampler
 from .weights import fit_weights, read_weights, weights_digest
 
@@ -314,7 +314,7 @@ def _start_run(p: TrainParams, data: ImageData, model: nn.Module) -> Start:
             raise ValueError(f"it has {name}={had[name]!r}, and this run {name}={asked[name]!r}")
     if len(known["classes"]) != len(data.classes):
         raise ValueError(f"it has {len(known['classes'])} classes, and this run {len(data.classes)}")
-    fit_weights(model, load_weights(run), run.folder / "model.safetensors")
+    fit_weights(model, run_weights(run), run.folder / "model.safetensors")
     alike = known["fingerprint"] == data.fingerprint and all(had[name] == asked[name] for name in _SAME_BATCHES)
     step = int(run.log["step"].iloc[-1]) if alike else 0
     if (checkpoint := run.load_checkpoint()) is None:
@@ -730,7 +730,7 @@ def load_model(
     "The trained network of a run, in evaluation mode."
     p, data = run.params, run.result["data"]
     model = _network(p, len(data["classes"]), data["in_size"])
-    model.load_state_dict(load_weights(run))
+    model.load_state_dict(run_weights(run))
     return model.to(memory_format=torch.channels_last).eval()
 
 # %% ../nbs/40_training.ipynb #ac4f75c3

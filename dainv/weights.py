@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from .runs import verified
+
 # %% ../nbs/19_weights.ipynb #8b51f573
 _NESTED = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "trainer")
 
@@ -54,7 +56,7 @@ def read_weights(
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file of weights")
-    found = outermost = _unpacked(file)
+    found = outermost = _unpacked(verified(file))  # a run lists the digest of its weights
     while isinstance(found, Mapping):
         inner = [key for key in _NESTED if isinstance(found.get(key), Mapping)]
         if not inner:

@@ -21,12 +21,12 @@ from dainv.runs import (
     Measurement,
     Run,
     load_checkpoint,
-    load_weights,
     locked,
     measured_how,
     read_json,
     read_table,
     remove_abandoned,
+    run_weights,
     save_checkpoint,
     sha256_of,
     write_error,
@@ -59,7 +59,7 @@ READERS = {
     "params.json": lambda run: run.params,
     "result.json": lambda run: run.result,
     "log.csv": lambda run: run.log,
-    "model.safetensors": load_weights,
+    "model.safetensors": run_weights,
     "measured.json": lambda run: measured_how(run, "score"),
     "score.parquet": lambda run: run.read_table("score.parquet"),
     "cka.csv": lambda run: run.read_table("cka.csv"),
@@ -187,7 +187,7 @@ def test_weights_that_are_not_finite_are_refused(folders):
     run.write("model.safetensors", {"conv.weight": torch.tensor([1.0, torch.inf]), "n": torch.tensor(3)})
     run.finish({})
     with pytest.raises(ValueError, match=r"model.safetensors: weights of layer conv.weight are not finite"):
-        load_weights(run)
+        run_weights(run)
 
 
 def test_every_damage_of_a_checkpoint_leads_to_the_one_before(tmp_path):
