@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .images import network_input
+from .precision import inference_precision
 
 # %% ../nbs/08_features.ipynb #02feb1af
 _WRAPPERS = ("module", "_orig_mod", "_forward_module", "_original_module", "_fsdp_wrapped_module")
@@ -624,8 +625,9 @@ class LayerReader:
         layers: Sequence[str] | None = None,  # default: `model.measured`, else the children that take part
         *,
         preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,  # from [0, 1] pixels: normalisation
+        precision: str = "32-true",  # or bf16-mixed, or auto: that where the hardware is made for it
     ):
-        self.model, self.preprocess = model, preprocess
+        self.model, self.preprocess, self.precision = model, preprocess, precision
         self.layouts = find_layouts(model, images, layers, preprocess=preprocess)
         self.layers, self.orders, self.dtypes = list(self.layouts), {}, {}
 
@@ -651,7 +653,8 @@ class LayerReader:
         images: torch.Tensor,  # (n, 3, H, W), floats in [0, 1]
     ) -> dict[str, torch.Tensor]:
         "Copies of what the layers return, as they return it."
-        network_output(self.model, images, self.preprocess)
+        with inference_precision(images.device, self.precision):
+            network_output(self.model, images, self.preprocess)
         found = {layer: self.activations[layer] for layer in self.layers}
         self.activations.clear()
         self.dtypes = {layer: tensor.dtype for layer, tensor in found.items()}

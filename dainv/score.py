@@ -143,6 +143,7 @@ def invariance_profile(
     *,
     preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,  # from [0, 1] pixels: normalisation
     batch_size: int = 250,
+    precision: str = "32-true",  # or bf16-mixed, or auto: that where the hardware is made for it
 ) -> pd.DataFrame:  # layer, image, repeat, score
     "The invariance score of every layer, the input first, per image and repetition; NaN where a layer does not vary."
     images = check_images(images, min_count=2)
@@ -150,7 +151,7 @@ def invariance_profile(
         if value < 1:
             raise ValueError(f"{name}={value}: at least 1 is needed")
     chosen = _scheme(scheme)
-    with LayerReader(model, images, layers, preprocess=preprocess) as reader:
+    with LayerReader(model, images, layers, preprocess=preprocess, precision=precision) as reader:
         return _profile_table(*_layer_distances(_Audit(reader, images, batch_size, seed), chosen, repeats))
 
 # %% ../nbs/50_score.ipynb #eaf60420

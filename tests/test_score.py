@@ -319,3 +319,14 @@ def test_every_field_of_a_scheme_is_a_kind():
 def test_equidistant_samples_of_a_constant_layer_are_refused(images):
     with pytest.raises(ValueError, match="layer 'layer' does not vary over the images"):
         equidistant_samples(Constant("gain"), images, torch.arange(37) % 5, "layer", candidates=1, views=3)
+
+
+def test_quartiles_in_16_bits_are_those_in_32(monkeypatch):
+    torch.manual_seed(0)
+    network, images = build_model("allcnn", 10, width=0.1).eval(), torch.rand(60, 3, 8, 8).repeat(1, 1, 4, 4)
+    tables = [invariance_profile(network, images, repeats=2, precision=kind) for kind in ("32-true", "bf16-mixed")]
+    quartiles = [t.groupby("layer", observed=True)["score"].quantile([0.25, 0.5, 0.75]) for t in tables]
+    assert not tables[0].equals(tables[1]) and (quartiles[0] - quartiles[1]).abs().max() < 0.005
+    monkeypatch.setattr("dainv.precision.fast_bf16", lambda device: True)
+    assert invariance_profile(network, images, repeats=2, precision="auto").equals(tables[1])
+    assert invariance_profile(network, images, repeats=2).equals(tables[0]), "32 bits unless asked"
