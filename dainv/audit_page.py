@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['layer_warnings', 'Drawing', 'audit_drawings', 'page', 'table_html', 'image_html', 'overview_html', 'header_html',
-           'report_page', 'pictures_html', 'write_page', 'save_audit', 'plot']
+           'report_page', 'pictures_html', 'write_page', 'save_audit', 'comparison_page', 'write_comparison', 'plot']
 
-# %% ../nbs/78_audit_page.ipynb #1e4e1880
+# %% ../nbs/78_audit_page.ipynb #0979c52b
 import base64
 import hashlib
 import html
 import io
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from PIL import Image
 from dainv.audit_plots import (
     COLUMNS,
     column_plot,
+    difference_plot,
     flip_plot,
     kind_plot,
     layers_between,
@@ -35,9 +37,10 @@ from dainv.audit_plots import (
     swept_kinds,
 )
 from .auditing import Report, audit
-from .runs import atomic_write
+from .comparing import compare
+from .runs import atomic_write, write_table
 
-# %% ../nbs/78_audit_page.ipynb #e25a0f92
+# %% ../nbs/78_audit_page.ipynb #16292321
 def layer_warnings(
     layers: pd.DataFrame,  # the table of a report
 ) -> list[tuple[str, str]]:
@@ -61,7 +64,7 @@ def layer_warnings(
             found.append((name, f"an image that is left as it is scores {row['identity']:.3f}, instead of 1"))
     return found
 
-# %% ../nbs/78_audit_page.ipynb #746357e5
+# %% ../nbs/78_audit_page.ipynb #185ac9f9
 @dataclass(frozen=True)
 class Drawing:
     "A figure of the page."
@@ -183,7 +186,7 @@ def _equivariance_drawings(tables: dict[str, pd.DataFrame]) -> Iterator[Drawing]
             drawn = kind_plot(rows, "error", "error / variance over images", kinds, log=True)
             yield Drawing(f"equivariance_{name}", "Moves along, or changes", name, drawn, caption, alt)
 
-# %% ../nbs/78_audit_page.ipynb #dd6ba0f3
+# %% ../nbs/78_audit_page.ipynb #6077c0ff
 _CSS = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff; margin: 0 auto; padding: 1rem; max-width: 72rem;
@@ -274,7 +277,7 @@ def image_html(
     data = base64.b64encode(held.getvalue()).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">'
 
-# %% ../nbs/78_audit_page.ipynb #d5072726
+# %% ../nbs/78_audit_page.ipynb #364348fb
 def overview_html(
     scores: pd.DataFrame,
 ) -> str:
@@ -295,7 +298,7 @@ def overview_html(
     box = '<div class="scroll tall" tabindex="0" role="region" aria-label="Scores of all layers">'
     return f'{box}<table><thead><tr><th scope="col">layer</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
-# %% ../nbs/78_audit_page.ipynb #4fcb96a1
+# %% ../nbs/78_audit_page.ipynb #263b4982
 _HEADINGS = dict(
     command="command to repeat it",
     model="network",
@@ -331,7 +334,7 @@ def header_html(
     )
     return f"<dl>{''.join(rows)}</dl>{more}"
 
-# %% ../nbs/78_audit_page.ipynb #cddacb79
+# %% ../nbs/78_audit_page.ipynb #3c8a785d
 _HOW_TO_READ = (
     "A <b>score of 1</b> means that the transformation does not change the layer's answer to an image at all; <b>0</b> means "
     "that it changes it as much as showing another image would; below 0, more than that. Intervals are 95 %, over images."
@@ -460,7 +463,53 @@ def save_audit(
                 atomic_write(target, lambda p, one=one, m=metadata: one.figure.savefig(p, dpi=150, metadata=m))
     return atomic_write(folder / "index.html", lambda p: p.write_text(made, encoding="utf-8"))
 
-# %% ../nbs/78_audit_page.ipynb #cc6d7d3b
+# %% ../nbs/78_audit_page.ipynb #5979a9bf
+def comparison_page(
+    table: pd.DataFrame,  # as `dainv.comparing.compare` returns it
+    header_a: dict,  # of the first report
+    header_b: dict,  # of the second one
+) -> str:
+    "The page of a comparison as HTML."
+    table = table.reset_index(drop=True)
+    names = [str(header.get("model", "a network")) for header in (header_a, header_b)]
+    title = f"{names[0]} and {names[1]}: invariance compared"
+    first = table[table["transformation"].astype(str) == str(table["transformation"].iloc[0])]
+    counts = [int((first["low"] > 0).sum()), int((first["high"] < 0).sum())]
+    said = (
+        f"Under {first['transformation'].iloc[0]}, the second network is more invariant in {counts[0]} and less invariant in "
+        f"{counts[1]} of {len(first)} layers; in the others, the 95 % interval of the difference holds 0. Differences are "
+        f"paired by image ({int(first['n_images'].iloc[0])} images) and are those of the second less the first."
+    )
+    parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(said)}</p>"]
+    for number, header in enumerate((header_a, header_b)):
+        parts.append(f"<h2>{('First', 'Second')[number]} network</h2>{header_html(header)}")
+    parts.append("<h2>Differences</h2>")
+    drawings = []
+    for name in dict.fromkeys(table["transformation"].astype(str)):
+        if not re.search(r" x [\d.]+$", name):
+            rows = table[table["transformation"].astype(str) == name]
+            alt = f"Difference of scores under {name}: {_range_text(rows['layer_a'], rows['difference'])}."
+            caption = "Dots to the right of 0: the second network is more invariant."
+            drawings.append(Drawing(name, "", name.replace("_", " "), difference_plot(table, name), caption, alt))
+    parts += [_figures_html(drawings), "<h2>Table</h2>", table_html(table, "Differences of scores")]
+    return page(title, "".join(parts))
+
+
+def write_comparison(
+    a: Report,
+    b: Report,
+    folder: str | os.PathLike,
+    pairs: dict[str, str] | None = None,  # layer of a -> layer of b; None: those of the same name
+) -> Path:  # of the page
+    "Compares two reports and writes `differences.csv`, `.parquet` and the page `index.html` into a folder."
+    table, folder = compare(a, b, pairs), Path(folder)
+    made = comparison_page(table, a.header, b.header)
+    plain_table = table.astype({name: str for name in ("layer_a", "layer_b", "transformation")})
+    for kind in ("csv", "parquet"):
+        write_table(folder / f"differences.{kind}", plain_table)
+    return atomic_write(folder / "index.html", lambda p: p.write_text(made, encoding="utf-8"))
+
+# %% ../nbs/78_audit_page.ipynb #6b4b22de
 def plot(
     report,
     what: str

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'plain', 'nominal_transformations', 'swept_kinds', 'layers_between', 'score_plot', 'sweep_plot', 'Column',
-           'column_plot', 'kind_plot', 'flip_plot']
+           'column_plot', 'kind_plot', 'flip_plot', 'difference_plot']
 
 # %% ../nbs/76_audit_plots.ipynb #8924a7db
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from .plots import COLOURS, use_style
 
-# %% ../nbs/76_audit_plots.ipynb #d4758632
+# %% ../nbs/76_audit_plots.ipynb #0b533ebc
 def plain(
     name,  # of a layer or a transformation
     longest: int = 28,
@@ -56,7 +56,7 @@ def layers_between(
     places = np.linspace(0, len(layers) - 1, min(most, len(layers))).round().astype(int)
     return [layers[place] for place in places]
 
-# %% ../nbs/76_audit_plots.ipynb #be252107
+# %% ../nbs/76_audit_plots.ipynb #70cf43d6
 _INK = COLOURS["dai"]
 _SERIES = (
     _INK,
@@ -126,7 +126,7 @@ def score_plot(
             fig.legend(loc="outside upper left", ncols=2)
     return _close(fig)
 
-# %% ../nbs/76_audit_plots.ipynb #7235386d
+# %% ../nbs/76_audit_plots.ipynb #3285404e
 def sweep_plot(
     report,
     kind: str,  # one of `swept_kinds`
@@ -156,7 +156,7 @@ def sweep_plot(
         fig.legend(loc="outside upper left", ncols=3)
     return _close(fig)
 
-# %% ../nbs/76_audit_plots.ipynb #722cde1e
+# %% ../nbs/76_audit_plots.ipynb #712c2604
 @dataclass(frozen=True)
 class Column:
     "What a figure says of a column of a table."
@@ -261,4 +261,23 @@ def flip_plot(
         ax.errorbar(rows["flip_rate"], range(len(names)), xerr=ends, fmt="none", color="#1A1A1A", elinewidth=1)
         _layer_axis(ax, names, "share of predictions that change")
         ax.set_xlim(0, max(0.05, min(1.0, 1.1 * float(np.nanmax(rows["flip_high"], initial=0)))))
+    return _close(fig)
+
+# %% ../nbs/76_audit_plots.ipynb #e2eccd26
+def difference_plot(
+    table: pd.DataFrame,  # as `dainv.comparing.compare` returns it
+    transformation: str,
+) -> Figure:
+    "The difference of scores, layer by layer, with its 95 % interval."
+    rows = table[table["transformation"].astype(str) == transformation]
+    same = rows["layer_a"].astype(str) == rows["layer_b"].astype(str)
+    names = [
+        str(a) if alike else f"{a} / {b}" for a, b, alike in zip(rows["layer_a"], rows["layer_b"], same, strict=True)
+    ]
+    with use_style():
+        fig, ax = _by_layer(len(names))
+        reach = np.abs(rows[["low", "high"]].to_numpy(float).T - rows["difference"].to_numpy(float))
+        ax.errorbar(rows["difference"], range(len(names)), xerr=reach, fmt="o", ms=4, color=_INK, elinewidth=1.2)
+        ax.axvline(0, color="#888888", linewidth=0.8, zorder=0)
+        _layer_axis(ax, names, "difference of scores, second less first")
     return _close(fig)

@@ -15,7 +15,7 @@ from dainv.auditing import weights_hash
 from dainv.cli import COMMANDS, main
 from dainv.options import Parser, add_options, field_comments, params_from_options, read_list, run_command
 from dainv.pretraining import PretrainParams
-from dainv.runs import Run
+from dainv.runs import Run, read_table
 from dainv.targets import classes_of
 from dainv.training import TrainParams
 from dainv.weights import read_weights
@@ -239,3 +239,19 @@ def test_a_run_is_audited_on_its_own_data(capsys, folders, tiny):
 def test_the_number_of_classes_is_that_of_the_weights(network):
     _, weights, _ = network
     assert classes_of(read_weights(weights)) == 2 and classes_of({"a": torch.zeros(3)}) is None
+
+
+def test_two_audits_are_compared(capsys, folders, network):
+    file, weights, _ = network
+    for name, extra in (("a", []), ("b", ["--weights", str(weights)])):
+        line = [f"{file}:make_net", "--images=spirograph", "--limit=12", *extra, *QUICK, "--untrained=0"]
+        line.remove("--untrained"), line.remove("1")
+        assert outcome(capsys, "audit", *line, f"--out={folders / name}")[0] == 0
+    first, second = str(folders / "a"), str(folders / "b")
+    status, _, err = outcome(capsys, "compare", first, second, f"--out={folders / 'c'}", "--pairs", "0=0,input=input")
+    assert status == 0, err
+    table = read_table(folders / "c" / "differences.csv")
+    np.testing.assert_allclose(table.difference, table.score_b - table.score_a, atol=1e-6)
+    assert set(table.layer_a) == {"0", "input"} and (folders / "c" / "index.html").is_file()
+    assert "holds no report" in refused(capsys, "compare", first, str(folders / "c"))
+    assert "--pairs 0" in refused(capsys, "compare", first, second, "--pairs", "0")
