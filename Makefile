@@ -2,24 +2,26 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PROFILE ?= quick
-CORES ?= $(shell nproc)
+CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu)
 PYTHON ?= python3
-BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
+# Programs are called as modules: a script of .venv/bin names its interpreter in its first line, and that line fails
+# where the path holds a dollar sign or is long.
+PY := .venv/bin/python
+SNAKEMAKE := $(PY) -m snakemake --cores $(CORES) --rerun-triggers mtime --config 'profile=$(PROFILE)'
 export OMP_WAIT_POLICY := PASSIVE
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: figures test lab readme dry-run benchmarks
+.PHONY: figures test lab readme dry-run benchmarks constraints
 
+# --nolock: Snakemake's lock stays behind after kill -9 or a power cut. The Snakefile has one that does not.
 figures: $(READY)  ## every figure of a profile: make figures PROFILE=small CORES=2
-	for goal in first_figure all; do \
-	    snakemake --cores $(CORES) --resources gpu=1 --rerun-triggers mtime --rerun-incomplete --keep-going \
-	        --config profile=$(PROFILE) --quiet rules -- $$goal < /dev/null; \
-	done
-	@echo "Open paper_figures/$(PROFILE)/index.html"
+	@$(SNAKEMAKE) --resources gpu=1 --nolock --rerun-incomplete --keep-going --prioritize first_figure \
+	    --quiet all -- first_figure all < /dev/null
+	@echo 'Open paper_figures/$(PROFILE)/index.html'
 
 dry-run: $(READY)  ## what `make figures` would do
-	snakemake --cores $(CORES) -n --rerun-triggers mtime --config profile=$(PROFILE)
+	$(SNAKEMAKE) --nolock -n
 
 test: $(READY)  ## every check, in the order in which they make sense
 	bash tests/gates.sh
@@ -29,16 +31,21 @@ benchmarks: export THP_MEM_ALLOC_ENABLE := 1
 benchmarks: export MALLOC_MMAP_MAX_ := 0
 benchmarks: export MALLOC_TRIM_THRESHOLD_ := 4000000000
 benchmarks: $(READY)  ## ratios of speed on this machine, on one thread -> paper_figures/benchmarks.csv (five idle minutes)
-	papermill --no-progress-bar nbs/benchmarks.ipynb - > /dev/null < /dev/null
+	$(PY) -m papermill --no-progress-bar nbs/benchmarks.ipynb - > /dev/null < /dev/null
 
 lab: $(READY)  ## read and run the notebooks
-	jupyter lab nbs
+	$(PY) -m jupyterlab nbs
 
 readme: $(READY)  ## README.md from nbs/index.ipynb
-	python tests/render_readme.py
+	$(PY) tests/render_readme.py
 
-$(READY): pyproject.toml
+constraints: $(READY)  ## constraints.txt from what is installed: after an upgrade that passes `make test`
+	$(PY) -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==[0-9][^+]*$$' > constraints.txt
+
+# The versions of constraints.txt are those that were tested together; make figures CONSTRAINTS= takes the newest.
+CONSTRAINTS ?= constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --upgrade pip
-	.venv/bin/pip install --quiet -e '.[dev]'
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
 	touch $(READY)

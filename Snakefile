@@ -1,22 +1,42 @@
 # train -> measure -> figure -> report, for one profile of experiments.yaml:
-#     snakemake --cores 2 --config profile=quick
+#     python -m snakemake --cores 2 --config profile=quick
 # The same file runs on Slurm or Kubernetes with Snakemake's executor plugins.
 import json
-import os
 import shutil
 import sys
+import time
 
-from dainv.runs import figures_folder, profile_of, profile_runs, project_root, run_group, run_mismatch, run_seeds, runs_folder
+from dainv.jobs import exclusive
+from dainv.runs import figures_folder, profile_of, project_root, run_group, run_mismatch, runs_folder
+from dainv.workflow import asked_runs, check_profile, figure_needs, report_failures
 
-PROFILE = config.get("profile", "quick")
+PROFILE = str(config.get("profile", "quick"))
+if workflow.is_main_process and (problems := check_profile(PROFILE)):
+    sys.exit("\n".join(problems))
 SECTION = profile_of(PROFILE)
-RUNS, FIGURES, NOTEBOOKS = str(runs_folder()), str(figures_folder(PROFILE)), str(project_root() / "nbs")
-TRAINED = profile_runs(PROFILE)
-ON_GPU = shutil.which("nvidia-smi") is not None
+TRAINED = asked_runs(PROFILE)
+if workflow.is_main_process and (problems := [p for name, asked in TRAINED.items() if (p := run_mismatch(name, asked))]):
+    sys.exit("\n".join(problems))
 
-for name, asked in TRAINED.items():
-    if problem := run_mismatch(name, asked):
-        sys.exit(problem)
+RUNS, FIGURES = str(runs_folder() / PROFILE), str(figures_folder(PROFILE))
+NOTEBOOKS, LOGS, PYTHON = str(project_root() / "nbs"), str(runs_folder() / PROFILE / "logs"), sys.executable
+ON_GPU = shutil.which("nvidia-smi") is not None
+BEGAN = time.time()
+
+for folder, variable in ((RUNS, "DAINV_RUNS"), (FIGURES, "DAINV_FIGURES")):
+    if set("{}\n") & set(folder):
+        sys.exit(f"{folder}: Snakemake takes {{ }} in a path for a wildcard; put the folder elsewhere with {variable}")
+
+# Held until this process ends, however it ends. Snakemake's own lock would outlive it: see `figures` in the Makefile.
+if workflow.is_main_process and not workflow.dryrun:
+    here = runs_folder() / PROFILE / "logs"
+    LOCK = exclusive(here / ".workflow.lock", f"waiting for another workflow that works in {here.parent}")
+    exclusive(here / ".jobs.lock", f"waiting for jobs in {here.parent} that a stopped workflow has left running").close()
+
+
+def for_papermill(path):
+    "A path as papermill reads it, which fills parameters into {names}: its own braces are doubled."
+    return path.replace("{", "{{").replace("}", "}}")
 
 
 def asked_of(run):
@@ -30,9 +50,9 @@ def group_of(run):
 
 
 def started_from(run):
-    "The result of the run that this one goes on from, if there is one."
-    start = TRAINED[f"{PROFILE}/{run}"].get("start")
-    return [f"{RUNS}/{start}/result.json"] if start in TRAINED else []
+    "The result of the run that this one goes on from, if it is one of the profile."
+    start = TRAINED[f"{PROFILE}/{run}"].get("start", "")
+    return [f"{RUNS}/{start.removeprefix(PROFILE + '/')}/result.json"] if start in TRAINED else []
 
 
 def measured_on(run):
@@ -50,35 +70,24 @@ MEASURED_BY = {"train": "measure", "pretrain": "evaluate"}
 def trained_for(run):
     "Results that the measuring of a run needs: its own, and that of the run whose attacks it is shown."
     asked = measured_on(run)
-    return [f"{RUNS}/{name}/result.json" for name in (asked["run"], asked.get("attack_source")) if name]
-
-
-FROM_THE_LOG = (
-    "dai_loss_dynamics",
-    "dai_prefix",
-    "invariance_convergence",
-    "invclr_samples",
-    "invclr_variance",
-)
-
-
-def runs_of(figure):
-    "What a figure needs of each of its runs and seeds: what was measured, or for the losses only the log."
-    if figure == "invariance_pairs_matrix":
-        return f"{RUNS}/{PROFILE}/pairs.csv"
-    names = dict.fromkeys(SECTION["figures"][figure].values())
-    file = "result.json" if figure in FROM_THE_LOG else "measured.json"
-    return [f"{RUNS}/{PROFILE}/{name}-s{seed}/{file}" for name in names for seed in run_seeds(SECTION, name)]
+    return [f"{RUNS}/{name.split('/', 1)[1]}/result.json" for name in (asked["run"], asked.get("attack_source")) if name]
 
 
 # One thread a run: two runs side by side train more images a second than one on two cores, and steps are timed as they
 # are trained. Huge pages and memory that is kept spare a narrow network's step up to a quarter of its time.
-PAPERMILL = (
-    "OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE "
+# What is handed over stands in quotes (`:q`): no name or path can be taken for a command.
+JOB = (
+    "OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MPLBACKEND=Agg "
     "THP_MEM_ALLOC_ENABLE=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4000000000 "
-    + sys.executable
-    + " -m papermill --no-progress-bar --log-level WARNING "
+    "{PYTHON:q} -m dainv.jobs {params.log:q} "
 )
+PAPERMILL = JOB + "-m papermill --no-progress-bar --log-level WARNING {params.notebook:q} {params.executed:q} -y {params.asked:q} < /dev/null"
+FIGURE = JOB + "{params.notebook:q} {params.asked:q} < /dev/null"
+
+
+wildcard_constraints:
+    run="[^/]+",
+    figure="(?!index)[a-z0-9_]+",
 
 
 localrules: all, first_figure, report
@@ -90,7 +99,7 @@ rule all:
         f"{FIGURES}/index.html",
 
 
-# Of so many runs the scheduler may take those last that the first picture waits for: `make figures` asks for it first.
+# Of so many runs the scheduler may take those last that the first picture waits for: `make figures` prioritizes it.
 rule first_figure:
     input:
         f"{FIGURES}/{next(iter(SECTION['figures']))}.json",
@@ -100,69 +109,79 @@ rule train:
     input:
         lambda w: started_from(w.run),
     output:
-        RUNS + "/" + PROFILE + "/{run}/result.json",
+        RUNS + "/{run}/result.json",
     params:
-        notebook=lambda w: group_of(w.run)[0],
+        log=lambda w: f"{LOGS}/train-{w.run}.log",
+        notebook=lambda w: for_papermill(f"{NOTEBOOKS}/{group_of(w.run)[0]}.ipynb"),
+        executed=lambda w: for_papermill(f"{RUNS}/{w.run}/{group_of(w.run)[0]}.ipynb"),
         asked=lambda w: asked_of(w.run),
-        executed=lambda w: f"{RUNS}/{PROFILE}/{w.run}/{group_of(w.run)[0]}.ipynb",
     threads: 1
     resources:
         gpu=int(ON_GPU),
     shell:
-        PAPERMILL + NOTEBOOKS + "/{params.notebook}.ipynb {params.executed} -y {params.asked:q} < /dev/null"
+        PAPERMILL
 
 
 rule measure:
     input:
         lambda w: trained_for(w.run),
     output:
-        RUNS + "/" + PROFILE + "/{run}/measured.json",
+        RUNS + "/{run}/measured.json",
     params:
-        notebook=lambda w: MEASURED_BY[group_of(w.run)[0]],
+        log=lambda w: f"{LOGS}/measure-{w.run}.log",
+        notebook=lambda w: for_papermill(f"{NOTEBOOKS}/{MEASURED_BY[group_of(w.run)[0]]}.ipynb"),
+        executed=lambda w: for_papermill(f"{RUNS}/{w.run}/{MEASURED_BY[group_of(w.run)[0]]}.ipynb"),
         asked=lambda w: json.dumps(measured_on(w.run)),
-        executed=lambda w: f"{RUNS}/{PROFILE}/{w.run}/{MEASURED_BY[group_of(w.run)[0]]}.ipynb",
     priority: 5
     # Seconds per step are only worth measuring on a machine that does nothing else: all cores are reserved for them.
     threads: lambda w: workflow.cores if "timing_steps" in measured_on(w.run) else 1
     resources:
         gpu=int(ON_GPU),
     shell:
-        PAPERMILL + NOTEBOOKS + "/{params.notebook}.ipynb {params.executed} -y {params.asked:q} < /dev/null"
+        PAPERMILL
 
 
 rule pairs:
     output:
-        f"{RUNS}/{PROFILE}/pairs.csv",
+        f"{RUNS}/pairs.csv",
     params:
-        executed=f"{RUNS}/{PROFILE}/pairs.ipynb",
-        profile=PROFILE,
+        log=lambda w: f"{LOGS}/pairs.log",
+        notebook=lambda w: for_papermill(f"{NOTEBOOKS}/pairs.ipynb"),
+        executed=lambda w: for_papermill(f"{RUNS}/pairs.ipynb"),
+        asked=lambda w: json.dumps({"profile": PROFILE}),
     threads: 1
     resources:
         gpu=int(ON_GPU),
     shell:
-        PAPERMILL + NOTEBOOKS + "/pairs.ipynb {params.executed} -p profile {params.profile} < /dev/null"
+        PAPERMILL
 
 
 rule figure:
     input:
-        lambda w: runs_of(w.figure),
+        lambda w: figure_needs(PROFILE, w.figure),
     output:
         multiext(FIGURES + "/{figure}", ".png", ".pdf", ".csv", ".json"),
     params:
-        profile=PROFILE,
-    wildcard_constraints:
-        figure="(?!index)[a-z0-9_]+",
+        log=lambda w: f"{LOGS}/figure-{w.figure}.log",
+        notebook=lambda w: f"{NOTEBOOKS}/figures/{w.figure}.ipynb",
+        asked=lambda w: json.dumps({"profile": PROFILE}),
     priority: 10
     shell:
-        PAPERMILL + NOTEBOOKS + "/figures/{wildcards.figure}.ipynb - -p profile {params.profile} < /dev/null > /dev/null"
+        FIGURE
 
 
 rule report:
     input:
-        expand(FIGURES + "/{figure}.json", figure=SECTION["figures"]),
+        [f"{FIGURES}/{figure}.json" for figure in SECTION["figures"]],
     output:
         f"{FIGURES}/index.html",
     params:
-        profile=PROFILE,
+        log=lambda w: f"{LOGS}/report.log",
+        notebook=lambda w: f"{NOTEBOOKS}/figures/report.ipynb",
+        asked=lambda w: json.dumps({"profile": PROFILE}),
     shell:
-        PAPERMILL + NOTEBOOKS + "/figures/report.ipynb - -p profile {params.profile} < /dev/null > /dev/null"
+        FIGURE
+
+
+onerror:
+    print(report_failures(PROFILE, since=BEGAN), file=sys.stderr)

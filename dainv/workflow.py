@@ -30,7 +30,7 @@ from dainv.runs import (
     run_seeds,
     runs_folder,
 )
-from .training import TrainParams
+from .training import WEIGHT_FILES, TrainParams
 from .training import checked as checked_network
 
 # %% ../nbs/76_workflow.ipynb #bf660552
@@ -108,6 +108,8 @@ def _run(where: str, run: str, section: dict) -> Iterator[str]:
         yield f"{where}: {error}"
     chain = [run]
     while start := {**group.get("common", {}), **group["runs"][chain[-1]]}.get("start"):
+        if notebook == "train" and start not in group["runs"] and start.lower().endswith(WEIGHT_FILES):
+            return  # looked for when the run begins
         if start not in group["runs"] or start in chain or not isinstance(group["runs"][start], dict):
             what = "it comes back to itself" if start in chain else f"known: {', '.join(group['runs'])}"
             yield f"{where}, start: {start!r} is no run to go on from; {what}"
@@ -171,7 +173,7 @@ def check_profile(
     return problems + list(_measure(where, section)) + list(_figures(where, section))
 
 # %% ../nbs/76_workflow.ipynb #0e1e3af7
-FROM_THE_LOG = ("dai_loss_dynamics", "invariance_convergence", "invclr_samples", "invclr_variance")
+FROM_THE_LOG = ("dai_loss_dynamics", "dai_prefix", "invariance_convergence", "invclr_samples", "invclr_variance")
 
 
 def asked_runs(

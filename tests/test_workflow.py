@@ -1,0 +1,253 @@
+"What `make figures` does around its runs: checks, odd paths, failures, kills."
+
+import fcntl
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from dainv.jobs import exclusive, failed_jobs, run_notebook
+from dainv.runs import check_params, experiments, runs_folder, write_json
+from dainv.workflow import asked_runs, check_profile, figure_needs, missing_figures, notebook_params, report_failures
+
+ROOT = Path(__file__).resolve().parents[1]
+ODD = "ä $HOME $(touch HIT) `touch HIT` 'q' \"d\" ; & so"
+RUN = "seeds: [0], runs: {a: {}}"
+FIGURE = "figures: {dai_time: {dai: a}}"
+
+
+@pytest.fixture
+def file(folders, monkeypatch):
+    "A function that writes the experiments."
+    monkeypatch.setenv("DAINV_EXPERIMENTS", str(folders / "e.yaml"))
+    return lambda text: (folders / "e.yaml").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("profile", list(experiments()))
+def test_the_experiments_of_the_project_are_right(profile):
+    assert check_profile(profile) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected profiles"),
+        ("q: {}", "profile='p' is not in e.yaml; known: q"),
+        ("p: 3", "profile p: expected runs and figures, not 3"),
+        (f"p: {{{RUN}}}", "no figures"),
+        (f"p: {{{RUN}, {FIGURE}, rusn: {{}}}}", "unknown key 'rusn'; did you mean 'runs'"),
+        (f"p: {{seeds: 0, runs: {{a: {{}}}}, {FIGURE}}}", "run a, seeds: expected a list .* found 0"),
+        (f"p: {{seeds: [], runs: {{a: {{}}}}, {FIGURE}}}", r"run a, seeds: expected a list .* found \[\]"),
+        (f"p: {{seeds: [true], runs: {{a: {{}}}}, {FIGURE}}}", "run a, seeds: expected"),
+        (f"p: {{seeds: [0, 0], runs: {{a: {{}}}}, {FIGURE}}}", "run a, seeds: expected a list of different"),
+        (f"p: {{runs: {{a: {{}}}}, {FIGURE}}}", "run a, seeds: expected a list .* found None"),
+        (f"p: {{seeds: [0], runs: {{a: }}, {FIGURE}}}", "run a: expected .*nothing stands behind it"),
+        (f"p: {{seeds: [0], runs: [a], {FIGURE}}}", "p, runs: expected `name: value`"),
+        (f"p: {{seeds: [0], runs: {{a: {{alhpa: 1}}}}, {FIGURE}}}", "run a: unknown parameter 'alhpa': did you mean"),
+        (f"p: {{seeds: [0], runs: {{a: {{alpha: 2}}}}, {FIGURE}}}", "run a: parameter alpha=2.0: expected 0 <= alpha"),
+        (f"p: {{seeds: [0], runs: {{a: {{classes: [1]}}}}, {FIGURE}}}", r"run a: parameter 'classes'.*in quotes"),
+        (f"p: {{seeds: [0], runs: {{a: {{seed: 1}}}}, {FIGURE}}}", "run a, seed: the workflow sets it itself"),
+        (f"p: {{seeds: [0], runs: {{a: {{name: b}}}}, {FIGURE}}}", "run a, name: the workflow sets it itself"),
+        (f"p: {{{RUN[:-1]}, 'b c': {{}}}}, {FIGURE}}}", "run b c: name='b c': use letters"),
+        (f"p: {{{RUN[:-1]}, '$(touch x)': {{}}}}, {FIGURE}}}", "run .*touch x.*: use letters"),
+        (f"p: {{{RUN[:-1]}, b/c: {{}}}}, {FIGURE}}}", "run b/c: name='b/c': a run has no /"),
+        (f"p: {{{RUN[:-1]}, 1: {{}}}}, {FIGURE}}}", "runs: 1 is no word; put it in quotes"),
+        (f"p: {{{RUN}, common: {{lr: x}}, {FIGURE}}}", "run a: parameter 'lr': expected float"),
+        (f"p: {{{RUN}, common: 3, {FIGURE}}}", "p, common: expected `name: value`"),
+        (f"p: {{{RUN}, measure: {{b: {{}}}}, {FIGURE}}}", "measure, b: no such run; known: a"),
+        (f"p: {{{RUN}, measure: {{a: {{repeat: 2}}}}, {FIGURE}}}", "measure, a: unknown parameter 'repeat'"),
+        (f"p: {{{RUN}, measure: {{a: {{attack_source: b}}}}, {FIGURE}}}", "attack_source: 'b' is no run; known: a"),
+        (f"p: {{{RUN}, figures: {{dai_tome: {{dai: a}}}}}}", "unknown key 'dai_tome'; did you mean 'dai_time'"),
+        (f"p: {{{RUN}, figures: {{dai_time: {{dai: b}}}}}}", "dai_time, dai: 'b' is no run of this profile; known: a"),
+        (f"p: {{{RUN}, figures: {{dai_time: }}}}", "dai_time: expected"),
+        (f"p: {{{RUN}, figures: {{invariance_pairs_matrix: {{}}}}}}", "there is no such section"),
+        (
+            f"p: {{seeds: [0], encoders: {{runs: {{a: {{start: b}}, b: {{start: a}}}}}}, {FIGURE}}}",
+            "run a, start: 'a' is no run to go on from; it comes back to itself",
+        ),
+        (
+            f"p: {{seeds: [0, 1], encoders: {{runs: {{a: {{start: b}}, b: {{seeds: [1]}}}}}}, {FIGURE}}}",
+            "run a, start: 'b' has no seed 0",
+        ),
+        (f"p: {{{RUN}, encoders: {{runs: {{a: {{}}}}}}, {FIGURE}}}", "among the runs and among the encoders"),
+        (f"p: {{{RUN}, encoders: [], {FIGURE}}}", "encoders: expected"),
+    ],
+)
+def test_a_mistake_in_the_experiments_is_one_line(file, text, message):
+    file(text)
+    problems = check_profile("p")
+    assert any(re.search(message, problem) for problem in problems), problems
+    assert all("\n" not in problem and "e.yaml" in problem for problem in problems)
+
+
+def test_numbers_that_yaml_reads_as_words_are_numbers(file):
+    file(f"p: {{seeds: [0], runs: {{a: {{lr: 1e-5}}}}, {FIGURE}}}")
+    assert check_profile("p") == [] and asked_runs("p") == {"p/a-s0": {"lr": 1e-5, "seed": 0}}
+
+
+def test_the_parameters_of_notebooks_are_read_from_their_cells():
+    found = check_params(notebook_params("evaluate"), {"run": "x", "counts": "[1, 2]"})
+    assert (found.run, found.counts, found.passes) == ("x", [1, 2], 10)
+    with pytest.raises(ValueError, match="did you mean 'repeats'"):
+        check_params(notebook_params("measure"), {"repeat": 3})
+
+
+def test_why_a_figure_is_missing(file, folders):
+    attacked = "measure: {b: {attack_source: a}}"
+    encoders = "encoders: {seeds: [3], runs: {c: {}, d: {start: c}}}"
+    figures = "figures: {dai_time: {dai: b}, invclr_variance: {plain: d}, dai_score: {dai: e}, invclr_defects: {}}"
+    file(f"p: {{seeds: [0], runs: {{a: {{}}, b: {{}}, e: {{}}}}, {attacked}, {encoders}, {figures}}}")
+    failed = {"train-a-s0": "one", "train-c-s3": "two", "measure-e-s0": "three", "figure-invclr_defects": "four"}
+    assert missing_figures("p", failed) == {
+        "dai_time": "train a-s0 failed: one",
+        "invclr_variance": "train c-s3 failed: two",
+        "dai_score": "measure e-s0 failed: three",
+        "invclr_defects": "figure invclr_defects failed: four",
+    }
+    (folders / "figures/p").mkdir()
+    write_json(folders / "figures/p/dai_time.json", {})
+    assert "dai_time" not in missing_figures("p", failed)
+    assert figure_needs("p", "invclr_variance") == [str(runs_folder() / "p/d-s3/result.json")]
+    (folders / "figures/p/dai_time.json").unlink()
+    logs = runs_folder() / "p" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "train-a-s0.failed").write_text("ValueError: <no>")
+    said = report_failures("p", since=0)
+    assert "1 job(s) failed" in said and "train a-s0: ValueError: <no>" in said and "train-a-s0.log" in said
+    page = (folders / "figures/p/index.html").read_text()
+    assert "Missing figures" in page and "train a-s0 failed: ValueError: &lt;no&gt;" in page
+    assert failed_jobs(logs, since=time.time() + 10) == {}
+
+
+def notebook_of(path, *sources):
+    "A notebook of these code cells, of which the first holds the parameters."
+    content = nbformat.v4.new_notebook()
+    content.cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    content.cells[0].metadata.tags = ["parameters"]
+    nbformat.write(content, path)
+    return path
+
+
+def test_a_notebook_runs_without_a_kernel(tmp_path):
+    path = notebook_of(tmp_path / "n.ipynb", "side: int = 1", "display(side)", "area = side**2\narea")
+    assert run_notebook(path, {})["area"] == 1 and run_notebook(path, {"side": 3})["area"] == 9
+    content = nbformat.read(path, 4)
+    del content.cells[0].metadata["tags"]
+    nbformat.write(content, path)
+    with pytest.raises(ValueError, match="no cell is tagged"):
+        run_notebook(path, {})
+
+
+def job(log, *arguments, **options):
+    command = [sys.executable, "-m", "dainv.jobs", str(log), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def test_a_job_says_how_it_went(tmp_path):
+    folder = tmp_path / ODD.replace("/", "")
+    folder.mkdir()
+    good = notebook_of(folder / "good.ipynb", "x: int = 1", "print('seen')")
+    bad = notebook_of(folder / "bad.ipynb", "x: int = 1", "1 / x")
+    done = job(folder / "logs/figure-good.log", good, "{}", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "") and "figure good: done in" in done.stdout
+    assert (folder / "logs/figure-good.log").read_text() == "seen\n"
+    done = job(folder / "logs/figure-bad.log", bad, '{"x": 0}', cwd=tmp_path)
+    assert done.returncode == 1 and "figure bad: FAILED: ZeroDivisionError: division by zero" in done.stdout
+    assert "1 / x" in (folder / "logs/figure-bad.log").read_text(), "the line that failed"
+    assert failed_jobs(folder / "logs") == {"figure-bad": "ZeroDivisionError: division by zero"}
+    done = job(folder / "logs/figure-bad.log", "-m", "json.tool", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and failed_jobs(folder / "logs") == {}
+    done = job(folder / "logs/train-none.log", "-m", "json.tool", "nowhere.json", cwd=tmp_path)
+    assert done.returncode == 1 and "nowhere.json" in failed_jobs(folder / "logs")["train-none"]
+    assert not list(tmp_path.rglob("HIT"))
+
+
+def test_a_job_that_is_killed_has_failed(tmp_path):
+    slow = notebook_of(tmp_path / "n.ipynb", "x: int = 1", "import time; print('up', flush=True); time.sleep(60)")
+    log = tmp_path / "logs/train-slow.log"
+    process = subprocess.Popen([sys.executable, "-m", "dainv.jobs", str(log), str(slow), "{}"], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    with open(tmp_path / "logs/.jobs.lock") as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    process.kill()
+    process.wait()
+    assert "ended from outside" in failed_jobs(tmp_path / "logs")["train-slow"]
+    exclusive(tmp_path / "logs/.jobs.lock", "waits").close()
+
+
+def recipe():
+    "The options that `make figures` gives Snakemake."
+    shown = subprocess.run(["make", "-n", "-o", ".venv/.ready", "figures"], cwd=ROOT, capture_output=True, text=True)
+    line = next(x for x in shown.stdout.replace("\\\n", " ").splitlines() if "snakemake" in x)
+    words = shlex.split(line.split("<")[0])
+    return words[words.index("snakemake") + 1 :]
+
+
+TINY = dict(dataset="spirograph", train_size=64, test_size=40, batch_size=16, views=4, epochs=1, width=0.05)
+
+
+def profile_of_two(**of_bad):
+    runs = {"bad": {**of_bad}, "größer=1": {"alpha": 0.1, "lr": "1e-2"}}
+    figures = {"dai_score": {"dai": "bad"}, "dai_loss_dynamics": {"dai": "größer=1"}}
+    return json.dumps({"quick": dict(common=TINY, seeds=[0], runs=runs, figures=figures)})
+
+
+@pytest.fixture
+def odd(folders, monkeypatch):
+    "Runs and figures in folders of odd names; the command of `make figures`."
+    for name in ("runs", "figures"):
+        monkeypatch.setenv(f"DAINV_{name.upper()}", str(folders / ODD / name))
+    monkeypatch.setenv("DAINV_EXPERIMENTS", str(folders / "e.yaml"))
+    return [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "-d", str(folders), *recipe()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_what_does_not_need_the_failed_run_is_made(odd, folders):
+    (folders / "e.yaml").write_text(profile_of_two(dataset="folder", data_root="nowhere"))
+    done = subprocess.run(odd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert "train bad-s0: FileNotFoundError" in done.stderr and "Figures that are missing: dai_score" in done.stderr
+    figures = folders / ODD / "figures" / "quick"
+    assert (figures / "dai_loss_dynamics.png").exists() and not (figures / "dai_score.png").exists()
+    page = (figures / "index.html").read_text()
+    assert "dai_loss_dynamics.png" in page and "train bad-s0 failed: FileNotFoundError" in page
+    assert len((done.stdout + done.stderr).splitlines()) < 30 and "IPKernelApp" not in done.stdout + done.stderr
+    assert not list(folders.rglob("HIT"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_it_goes_on_after_a_kill(odd, folders):
+    (folders / "e.yaml").write_text(
+        json.dumps(
+            {
+                "quick": dict(
+                    common={**TINY, "epochs": 40},
+                    seeds=[0],
+                    runs={"one": {}},
+                    figures={"dai_loss_dynamics": {"dai": "one"}},
+                )
+            }
+        )
+    )
+    first = subprocess.Popen(odd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    checkpoint = folders / ODD / "runs/quick/one-s0/checkpoint.pt"
+    until = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    done = subprocess.run(odd, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert "that a stopped workflow has left running" in done.stderr
+    assert (folders / ODD / "figures/quick/dai_loss_dynamics.png").exists()
