@@ -610,14 +610,17 @@ def _check_present(run: "Run") -> None:
         )
 
 
-def _check_same_run(run: "Run", state: dict) -> None:
-    "Raises a ValueError for a checkpoint of another run; one of an earlier version, as its run, has no identity."
+def _of_this_run(run: "Run", state: dict | None) -> dict | None:
+    "The state in a checkpoint; a ValueError for that of another run. Runs of earlier versions have no identity."
+    if state is None or not run.id:
+        return state
     unnamed = "" if "run_id" in run.read("params.json") else run.id
     if state.get("run", unnamed) != run.id:
         raise ValueError(
             f"{run.folder}: its checkpoint is of another run (other parameters, or an earlier run of this name): "
             "delete checkpoint.pt and checkpoint.previous.pt to begin with epoch 1"
         )
+    return state
 
 # %% ../nbs/00_runs.ipynb #2774dd03
 @dataclass(frozen=True)
@@ -678,20 +681,18 @@ class Run:
     @property
     def log(self) -> pd.DataFrame:
         "One row per epoch."
-        return self.read_table("log.csv")
+        return self.read("log.csv")
 
     def read(self, file: str) -> dict | pd.DataFrame:
-        "What is in a file of the folder, .json, .csv, .parquet or .safetensors; a ValueError names a damaged one."
-        path = verified(self.folder / file)
-        return {".json": read_json, ".safetensors": read_tensors}.get(path.suffix, read_table)(path)
-
-    def read_table(self, file: str) -> pd.DataFrame:
-        "A table of the folder, .csv or .parquet; a FileNotFoundError says how to make a missing one."
+        "What is in a file of the folder, .json, .csv, .parquet or .safetensors; an error says how to make a missing one."
         path = self.folder / file
         if not path.exists():
-            advice = "train it" if file == "log.csv" else f"run nbs/measure.ipynb with -r run {self.name}"
+            advice = "train it" if file in TRAINED else f"run nbs/measure.ipynb with -r run {self.name}"
             raise FileNotFoundError(f"{path} is missing: {advice}")
-        return self.read(file)
+        verified(path)
+        return {".json": read_json, ".safetensors": read_tensors}.get(path.suffix, read_table)(path)
+
+    read_table = read
 
     def write(self, file: str, value: dict | pd.DataFrame) -> Path:
         "The path of a file of the folder, .json, .csv, .parquet or .safetensors, that holds the value."
@@ -707,10 +708,7 @@ class Run:
     def load_checkpoint(self, map_location="cpu") -> dict | None:
         "The newest whole checkpoint, or None; a ValueError when it is that of another run."
         files = [self.folder / f for f in ("checkpoint.pt", "checkpoint.previous.pt")]
-        state = load_checkpoint(*files, map_location=map_location)
-        if state is not None and self.id:
-            _check_same_run(self, state)
-        return state
+        return _of_this_run(self, load_checkpoint(*files, map_location=map_location))
 
     def finish(self, result: dict) -> None:
         "Writes `result.json`, the last file of a run, with the digests of the others."
