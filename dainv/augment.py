@@ -9,12 +9,13 @@ __all__ = ['PARAMETERS', 'SCHEMES', 'Scheme', 'scheme', 'named_uniforms', 'Draws
 # %% ../nbs/14_augment.ipynb #a49a134a
 import math
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .images import as_floats, check_images
+from .images import as_floats, as_tensor, check_images
 
 # %% ../nbs/14_augment.ipynb #eb516063
 _LAWS = ("normal", "uniform", "extremes")
@@ -226,7 +227,7 @@ def draw(
     device: torch.device | str | None = None,  # the generator's if None
 ) -> Draws:
     "Random parameters for n images."
-    if not isinstance(n, int) or n < 0:
+    if not isinstance(n, Integral) or n < 0:
         raise ValueError(f"draw: n is the number of images, a whole number >= 0, not {n!r}")
     source = generator.device if generator is not None else device
     keys = torch.randint(-(2**63), 2**63 - 1, (n,), generator=generator, device=source)
@@ -241,6 +242,7 @@ def draw_views(
     seed: int,  # names the whole experiment
 ) -> Draws:
     "The parameters of the named views: each row depends on its own (seed, image, pass, view) alone."
+    image_ids = as_tensor(image_ids, "image_ids")
     if image_ids.ndim != 1 or image_ids.is_floating_point():
         raise ValueError(f"draw_views: image_ids are integers (N,), not {image_ids.dtype} {tuple(image_ids.shape)}")
     return _draw(_find_scheme(scheme), _keys(seed, image_ids, passes, views))

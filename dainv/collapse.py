@@ -9,12 +9,14 @@ __all__ = ['variance_shares', 'pc1_share', 'effective_rank']
 import torch
 
 from .features import rows_vary
+from .images import as_tensor
 
 # %% ../nbs/22_collapse.ipynb #c1c592c3
 def variance_shares(
     features: torch.Tensor,  # (N, ...), flattened to (N, D)
 ) -> torch.Tensor:  # (min(N, D),), descending, summing to 1
     "The share of the total variance on each principal component; zeros when the features do not vary."
+    features = as_tensor(features, "features")
     x = features.detach().flatten(1).double()
     if len(x) < 2:
         raise ValueError(f"features hold {len(x)} item(s): a variance needs at least two")

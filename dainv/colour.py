@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from .images import as_floats, check_images
+from .images import as_floats, as_tensor, check_images
 
 # %% ../nbs/15_colour.ipynb #43f8675b
 COLOURS = ("brightness", "contrast", "saturation", "hue")
@@ -64,6 +64,7 @@ def distort_colours(
 ) -> torch.Tensor:  # (N, 3, H, W), a little outside of [0, 1] where the hue has led there
     "The images with other brightness, contrast, saturation and hue, differentiable in both; a ValueError names a wrong shape."
     images = as_floats(check_images(images, min_count=0, values=look))
+    alpha = as_tensor(alpha, "alpha")
     if alpha.shape != (len(images), 4):
         raise ValueError(f"alpha: shape ({len(images)}, 4) is needed, one row per image, not {tuple(alpha.shape)}")
     brightness, contrast, saturation, hue = (column[:, None, None, None] for column in alpha.unbind(1))
@@ -142,6 +143,7 @@ def resized_crops(
 ) -> torch.Tensor:  # (N, 3, size, size), in [0, 1]
     "A crop of each image, resized with the Lanczos kernel as PIL does, differentiable in the images; a ValueError names a wrong shape."
     images = as_floats(check_images(images, min_count=0, values=look))
+    boxes = as_tensor(boxes, "boxes")
     if boxes.shape != (len(images), 4):
         raise ValueError(f"boxes: shape ({len(images)}, 4) is needed, one row per image, not {tuple(boxes.shape)}")
     if look and len(boxes):

@@ -141,7 +141,9 @@ def _class_labels(
     if isinstance(wanted, str):
         raise ValueError(f"classes={wanted!r}: expected a list of names or positions; write [{wanted!r}]")
     for one in wanted:
-        if one not in classes and not (isinstance(one, int) and 0 <= one < len(classes)):
+        if one not in classes and not (
+            isinstance(one, Integral) and not isinstance(one, bool) and 0 <= one < len(classes)
+        ):
             raise ValueError(f"classes: {one!r} is not a class; {_closest(one, classes)}")
     found = [classes.index(one) if one in classes else one for one in wanted]
     if len(set(found)) < len(found):

@@ -15,6 +15,7 @@ from torch import nn
 
 from .averaging import averaging_and_ensembling, fit_readout, readout_scores
 from .encoding import encode, encode_passes
+from .images import as_tensor
 from .models import evaluating
 from .probes import label_subset
 from .ridge import component_errors, fit_ridge, r_squared
@@ -116,6 +117,7 @@ def training_subset(
     seed: int = 0,
 ) -> torch.Tensor:
     "Sorted indices of this fraction of the items, of each class alike; a smaller fraction lies within a larger one."
+    targets = as_tensor(targets, "targets")
     if targets.dim() == 1:
         return label_subset(targets, fraction, seed)
     if not 0 < fraction <= 1:

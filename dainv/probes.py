@@ -23,7 +23,7 @@ from torch.func import functional_call
 from .data import ImageData
 from .features import as_rows, evaluating, find_layouts, record, varies
 from .features import pooled as mean_rows
-from .images import as_tensor, network_input
+from .images import as_tensor, check_labels, network_input
 from .representation import layer_features
 from .runs import Run
 from .training import TrainParams, load_model, load_run_data, readout_layer
@@ -172,6 +172,7 @@ def label_subset(
     seed: int = 0,
 ) -> torch.Tensor:
     "Sorted indices of this fraction of each class, at least one item of each; a smaller fraction lies within a larger one."
+    labels = check_labels(labels)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction}: must be above 0 and at most 1 (0.1 keeps 10 % of the labels)")
     return _part(labels, fraction, seed)

@@ -115,6 +115,7 @@ def balanced_order(
     classes: Sequence[str] | None = None,  # names of the classes, for errors
 ) -> torch.Tensor:  # (n_classes * per_class,), blocks in the order of the classes
     "Indices of a random draw of every class, class by class; a ValueError names a class with too few images."
+    labels = as_tensor(labels if isinstance(labels, torch.Tensor) else np.asarray(labels), "labels")
     if not labels.numel() or per_class < 1:
         raise ValueError(f"{labels.numel()} labels, per_class={per_class}: at least one of both is needed")
     if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
@@ -188,6 +189,7 @@ def _assignments(of_block: torch.Tensor, n_permutations: int, seed: int) -> tupl
 # %% ../nbs/52_representation.ipynb #ff7a7788
 def _by_blocks(rdm: torch.Tensor, groups, blocks) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "Sums of the rdm over pairs of blocks, diagonal left out; the size and the group of each block."
+    rdm = as_tensor(rdm, "rdm")
     if rdm.dim() != 2 or rdm.shape[0] != rdm.shape[1] or not rdm.isfinite().all():
         raise ValueError(f"rdm of shape {tuple(rdm.shape)}: expected a square matrix of finite numbers")
     matrix, n = rdm.detach().cpu().double().clone().fill_diagonal_(0), len(rdm)

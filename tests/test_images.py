@@ -173,3 +173,30 @@ def test_strengths():
 def test_arrays_are_shared_where_they_can_be(pixels):
     array = pixels.numpy()
     assert as_tensor(array, "x").data_ptr() == pixels.data_ptr()
+
+
+def test_labels_features_and_parameters_may_be_arrays_everywhere(pixels):
+    """An array or a list gives what the tensor gives."""
+    from dainv.augment import draw, draw_views
+    from dainv.collapse import variance_shares
+    from dainv.colour import distort_colours, resized_crops
+    from dainv.data import balanced_subset
+    from dainv.nuisances import training_subset
+    from dainv.probes import label_subset
+    from dainv.representation import balanced_order, rdm
+
+    labels, features = torch.arange(12) % 3, torch.rand(12, 5, generator=torch.Generator().manual_seed(1))
+    for call in (
+        lambda x: balanced_subset(x, 6),
+        lambda x: label_subset(x, 0.5),
+        lambda x: balanced_order(x, 2),
+        lambda x: training_subset(x, 0.5),
+        lambda x: draw_views("light", x, 0, 0, 0).key,
+    ):
+        assert torch.equal(call(labels.numpy()), call(labels))
+    for call in (rdm, variance_shares, lambda x: training_subset(x, 0.5)):
+        assert torch.equal(call(features.numpy()), call(features))
+    assert len(draw("light", np.int64(3))) == 3
+    alpha, boxes = torch.tensor([[1.1, 0.9, 1.0, 0.1]] * 4), torch.tensor([[0, 0, 4, 4]] * 4)
+    assert torch.equal(distort_colours(pixels.numpy(), alpha.numpy()), distort_colours(pixels, alpha))
+    assert torch.equal(resized_crops(pixels.numpy(), boxes.numpy(), 5), resized_crops(pixels, boxes, 5))
