@@ -63,21 +63,27 @@ def use_style():
 # %% ../nbs/70_plots.ipynb #8bc11c12
 def _box(values: np.ndarray) -> dict:
     "Quartiles, whiskers within 1.5 times the interquartile range, and notches of one sample."
-    q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75])
+    q1, median, q3 = np.quantile(values, [0.25, 0.5, 0.75]) if len(values) else [np.nan] * 3
     inside = values[np.abs(values - (q1 + q3) / 2) <= 2 * (q3 - q1)]
-    notch = 1.57 * (q3 - q1) / len(values) ** 0.5
+    notch = 1.57 * (q3 - q1) / max(1, len(values)) ** 0.5
     low, high = (inside.min(), inside.max()) if len(inside) else (q1, q3)
     whiskers = dict(whisker_low=min(low, q1), whisker_high=max(high, q3))
     return dict(q1=q1, median=median, q3=q3, **whiskers, notch_low=median - notch, notch_high=median + notch)
 
 # %% ../nbs/70_plots.ipynb #7b4a06c0
 def box_statistics(
-    scores: pd.DataFrame,  # column `score` and any of `role`, `label`, `seed`, `layer`
+    scores: pd.DataFrame,  # column `score` and any of `role`, `label` (or `model`), `seed`, `layer`; image and repeat
 ) -> pd.DataFrame:
     "One row per model (and seed, when there is such a column) and layer: n and what a box plot draws."
+    if "model" in scores and "label" not in scores:
+        scores = scores.rename(columns={"model": "label"})
     by = [c for c in ("role", "label", "seed", "layer") if c in scores]
-    groups = scores.groupby(by, sort=False, observed=True)["score"]
-    rows = [{**dict(zip(by, keys, strict=True)), "n": len(v), **_box(v.to_numpy(np.float64))} for keys, v in groups]
+    if {"image", "repeat"} <= set(scores) and scores.duplicated([*by, "image", "repeat"]).any():
+        raise ValueError("scores: an image and repetition occurs twice in a layer; tell models apart by a column label")
+    rows = []
+    for keys, values in scores.groupby(by, sort=False, observed=True)["score"]:
+        values = values.dropna().to_numpy(np.float64)  # without a score where a layer does not vary
+        rows.append({**dict(zip(by, keys, strict=True)), "n": len(values), **_box(values)})
     return pd.DataFrame(rows)
 
 # %% ../nbs/70_plots.ipynb #0a26e551
@@ -122,19 +128,23 @@ def _score_axes(ax, layers: Sequence[str], lowest: float) -> None:
 
 # %% ../nbs/70_plots.ipynb #12e14a8d
 def _draw_models(ax, table: pd.DataFrame, places: dict) -> dict:
-    "Draws the boxes of all models; returns how far the boxes of each role stand from the middle of their layer."
+    "Draws the boxes of all models side by side; returns how far the (first) boxes of each role stand from the middle of their layer."
     models = table.groupby(["role", "label"], sort=False)
     step = 0.8 / len(models)
-    offsets = {role: (k - (len(models) - 1) / 2) * step for k, ((role, _), _) in enumerate(models)}
-    for (role, label), rows in models:
-        positions = [places[layer] + offsets[role] for layer in rows["layer"]]
-        _draw_boxes(ax, rows, positions, 0.86 * step, COLOURS.get(role, "#8C8C8C"), label)
+    offsets, others = {}, iter(["#8C8C8C", *COLOURS.values()] * len(models))
+    for number, ((role, label), rows) in enumerate(models):
+        offset = (number - (len(models) - 1) / 2) * step
+        colour = COLOURS[role] if role in COLOURS and role not in offsets else next(others)
+        rows = rows.dropna(subset="median")  # no box for a layer that does not vary
+        if len(rows):
+            _draw_boxes(ax, rows, [places[layer] + offset for layer in rows["layer"]], 0.86 * step, colour, label)
+        offsets.setdefault(role, offset)
     return offsets
 
 # %% ../nbs/70_plots.ipynb #fe7f62fa
 @use_style()
 def score_boxes(
-    scores: pd.DataFrame,  # columns layer, score, or those of `box_statistics`; role and label for several models
+    scores: pd.DataFrame,  # columns layer, score, or those of `box_statistics`; role and label (or model) for several models
     ax: plt.Axes | None = None,
     *,
     published: pd.DataFrame | None = None,  # columns layer, role, published: medians to mark
@@ -148,7 +158,7 @@ def score_boxes(
     _score_axes(ax, list(places), table["whisker_low"].min())
     if published is not None:
         _draw_published(ax, published, places, offsets)
-    if table["role"].nunique() > 1 or published is not None:
+    if len(table.groupby(["role", "label"])) > 1 or published is not None:
         ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return ax.figure
 

@@ -1,5 +1,6 @@
 """The invariance loss against loops over pairs in float64, and the objective in the places people use it."""
 
+import math
 import subprocess
 import sys
 
@@ -8,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from dainv.features import Layout, record
 from dainv.invariance import InvarianceObjective, invariance_loss, layer_weights
 
 
@@ -477,3 +481,93 @@ def test_the_objective_refuses():
     for n_groups in (None, len(ids)):
         with pytest.raises(ValueError, match=r"views \(M\) must be at least 2"):
             InvarianceObjective(["a", "b"])(activations, logits, labels, torch.arange(len(ids)), n_groups=n_groups)
+
+
+# What cannot be trained with
+
+
+@pytest.mark.parametrize("ratio", [math.inf, math.nan, 0.0, -1.0])
+def test_ratios_that_make_no_weights_are_refused(ratio):
+    for call in (
+        lambda: layer_weights(3, 0.1, ratio),
+        lambda: InvarianceObjective(["a", "b"], alpha=0.5, weights_ratio=ratio),
+    ):
+        with pytest.raises(ValueError, match=r"ratio=.*expected a positive, finite number"):
+            call()
+    with pytest.raises(ValueError, match="total=inf: expected a finite number"):
+        layer_weights(3, math.inf)
+
+
+@pytest.mark.parametrize("n_groups", [None, 1, 3])
+def test_a_batch_of_one_image_is_refused(n_groups):
+    activations, logits, labels, ids = batch()
+    objective = InvarianceObjective(["a", "b", "c"], 0.4)
+    with pytest.raises(ValueError, match="all 24 rows show one image.*micro-batch"):
+        objective(activations, logits, labels, ids * 0, n_groups=n_groups)
+    InvarianceObjective(["a", "b", "c"], 0.0)(activations, logits, labels, ids * 0, n_groups=n_groups)
+
+
+def test_activations_without_gradient_are_refused():
+    activations, logits, labels, ids = batch()
+    objective = InvarianceObjective(["a", "b", "c"], 0.4)
+    dead = activations | {"b": activations["b"].detach()}
+    with pytest.raises(ValueError, match="layer 'b': its activations carry no gradient.*use_reentrant=False"):
+        objective(dead, logits, labels, ids)
+    without = {**activations, "c": activations["c"].detach()}  # the last layer carries no weight
+    assert objective(without, logits, labels, ids)[0].requires_grad
+    InvarianceObjective(["a", "b", "c"], 0.0)(dead, logits, labels, ids)
+    InvarianceObjective(["a", "b", "c"], 0.4, only=["a"])(dead, logits, labels, ids)
+    with torch.no_grad():
+        objective(dead, logits, labels, ids)
+    detached = {layer: x.detach() for layer, x in activations.items()}
+    assert not objective(detached, logits.detach(), labels, ids)[0].requires_grad
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_layers_train_or_say_why_not(reentrant):
+    class Checkpointed(nn.Sequential):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=reentrant)
+
+    torch.manual_seed(0)
+    inner = Checkpointed(nn.Conv2d(3, 4, 3), nn.ReLU())
+    model = nn.Sequential(inner, nn.Flatten(), nn.Linear(144, 3))
+    x, ids = torch.rand(8, 3, 8, 8, requires_grad=True), torch.arange(4).repeat_interleave(2)
+    objective = InvarianceObjective(["0.0"], alpha=1.0, exclude_last=False)
+    with record(model, ["0.0"]) as activations:
+        logits = model(x)
+        if reentrant:
+            with pytest.raises(ValueError, match="use_reentrant=False"):
+                objective(activations, logits, ids % 3, ids)
+            return
+        objective(activations, logits, ids % 3, ids)[0].backward()
+    assert inner[0].weight.grad.any()
+
+
+def test_rows_that_are_not_images_are_refused_or_read_with_a_layout():
+    torch.manual_seed(0)
+    n, places = 8, 8
+    tokens = torch.randn(n, places, 5, requires_grad=True)
+    logits, ids = tokens.mean((1, 2))[:, None].expand(n, 4), torch.arange(4).repeat_interleave(2)
+    expected = invariance_loss(tokens.flatten(1), ids)
+    options = dict(alpha=1.0, exclude_last=False)
+    plain = InvarianceObjective(["encoder"], **options)
+    for shown in (tokens, tokens.transpose(0, 1)):  # as many positions as images: one shape for both
+        with pytest.raises(ValueError, match=r"'encoder' gives \(8, 8, 5\) for 8 images, which may be axis 0 or 1"):
+            plain(dict(encoder=shown), logits, ids, ids)
+    with pytest.raises(ValueError, match="its rows are not images"):
+        plain(dict(encoder=tokens[:, :6].transpose(0, 1)), logits, ids, ids)
+    for batch_axis, shown in ((0, tokens), (1, tokens.transpose(0, 1))):
+        told = InvarianceObjective(["encoder"], **options, layouts=dict(encoder=Layout(batch_axis, 2)))
+        torch.testing.assert_close(told(dict(encoder=shown), logits, ids, ids)[0], expected)
+        means = InvarianceObjective(["encoder"], **options, pool=True, layouts=told.layouts)
+        found = means(dict(encoder=shown), logits, ids, ids)[0]
+        torch.testing.assert_close(found, invariance_loss(tokens.mean(1), ids))
+    with pytest.raises(ValueError, match="which axis holds the channels"):
+        InvarianceObjective(["encoder"], **options, pool=True)(dict(encoder=tokens[:, :6]), logits, ids, ids)
+
+
+def test_the_loss_of_a_batch_is_not_the_mean_of_its_parts():
+    x, ids = torch.randn(8, 30), torch.arange(4).repeat_interleave(2)
+    parts = torch.stack([invariance_loss(a, b) for a, b in zip(x.split(4), ids.split(4), strict=True)])
+    assert (parts.mean() - invariance_loss(x, ids)).abs() > 1e-3

@@ -482,3 +482,39 @@ def test_papermill_draws_and_refuses_a_misspelt_parameter(monkeypatch, tmp_path)
     assert (figures / "quick" / "dai_time.png").exists()
     with pytest.raises(papermill.PapermillExecutionError, match="did you mean 'profile'"):
         papermill.execute_notebook(source, None, dict(profil="quick"), kernel_name="python3", progress_bar=False)
+
+
+def two_models(column):
+    rng = np.random.default_rng(0)
+    index = pd.MultiIndex.from_product([["a", "b"], ["input", "fc"], range(20), range(2)])
+    table = index.to_frame(index=False, name=[column, "layer", "image", "repeat"])
+    return table.assign(score=rng.normal((table[column] == "b") * 0.5, 0.1))
+
+
+@pytest.mark.parametrize("column", ["label", "model", "role"])
+def test_two_models_are_two_boxes(column):
+    table = two_models(column)
+    fig = plots.score_boxes(table)
+    boxes = [patch for patch in fig.axes[0].patches if patch.get_label()]
+    assert len(fig.axes[0].patches) == 4 and len({patch.get_facecolor() for patch in boxes}) == 2
+    left = {round(patch.get_path().vertices[:, 0].mean(), 3) for patch in fig.axes[0].patches}
+    assert len(left) == 4 and fig.legends
+    plt.close(fig)
+    with pytest.raises(ValueError, match="tell models apart by a column label"):
+        plots.score_boxes(table.drop(columns=column))
+
+
+def test_layers_without_a_score_have_no_box():
+    table = two_models("label")
+    table.loc[table.layer == "fc", "score"] = np.nan
+    table.loc[0, "score"] = np.nan
+    statistics = plots.box_statistics(table)
+    assert statistics.n.tolist() == [39, 0, 40, 0] and statistics["median"].isna().tolist() == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    fig = plots.score_boxes(table)
+    assert len(fig.axes[0].patches) == 2 and len(fig.axes[0].get_xticks()) == 2
+    plt.close(fig)
