@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['unwrapped', 'layer_modules', 'only_tensor', 'Activations', 'record', 'evaluating', 'Layout', 'network_output',
-           'find_layouts', 'as_rows', 'memory_order', 'pooled', 'check_finite', 'rounding_level', 'varies', 'rows_vary',
-           'unit_length', 'LayerReader']
+           'find_layouts', 'images_first', 'as_rows', 'memory_order', 'pooled', 'check_finite', 'rounding_level',
+           'varies', 'rows_vary', 'unit_length', 'LayerReader']
 
 # %% ../nbs/08_features.ipynb #6a47ede7
 import ast
@@ -239,7 +239,7 @@ class _Recorder:
             self.trusted.add(key)
         self.watched.clear()
 
-# %% ../nbs/08_features.ipynb #b89fdbde
+# %% ../nbs/08_features.ipynb #abe89c13
 @contextmanager
 def record(
     model: nn.Module,
@@ -280,7 +280,7 @@ def evaluating(
         for module, training in modes:
             module.training = training
 
-# %% ../nbs/08_features.ipynb #f31e377f
+# %% ../nbs/08_features.ipynb #4c67ed0b
 @dataclass(frozen=True)
 class _Axes:
     "Which axis of a tensor holds the channels, made by which operation, and which positions are no patches."
@@ -395,7 +395,7 @@ def network_output(
         given = given.to(like.dtype)
     return model(given)
 
-# %% ../nbs/08_features.ipynb #960d71f9
+# %% ../nbs/08_features.ipynb #85924cc6
 def _default_layers(module: nn.Module, found: Activations, name: str = "") -> list[str]:
     "The children of a module that take part in the pass, or what is inside a container that does not."
     names, seen = [], []
@@ -417,7 +417,7 @@ def _default_layers(module: nn.Module, found: Activations, name: str = "") -> li
         )
     return names
 
-# %% ../nbs/08_features.ipynb #72d5eb10
+# %% ../nbs/08_features.ipynb #363133df
 def _layout(layer: str, outputs: Sequence[torch.Tensor], axes: _Axes | None, tokens: dict) -> Layout:
     "The layout of a layer, from its outputs for two and for three images."
     small, large = outputs
@@ -479,9 +479,14 @@ def find_layouts(
                 raise
     return layouts
 
-# %% ../nbs/08_features.ipynb #b76671a4
-def _by_image(x: torch.Tensor, n_images: int, layer: str, layout: Layout | None) -> tuple[torch.Tensor, int | None]:
-    "The output with the images first, and the axis of its channels."
+# %% ../nbs/08_features.ipynb #5a74d5ae
+def images_first(
+    x: torch.Tensor,
+    n_images: int,
+    layer: str,  # its name, for errors
+    layout: Layout | None = None,  # None: images first
+) -> tuple[torch.Tensor, int | None]:
+    "The output with the images first, and the axis of its channels; a ValueError for rows that are not images."
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"layer {layer!r}: {type(x).__name__}, not a tensor: choose a layer inside it")
     known, shape = layout or Layout(), tuple(x.shape)
@@ -508,7 +513,7 @@ def as_rows(
     order: Sequence[int] | None = None,  # of the axes behind the images; None: as they are
 ) -> torch.Tensor:  # (n_images, D), float32 at least; a view where possible
     "All units of a layer, a row per image; a ValueError for rows that are not images."
-    x, _ = _by_image(activation, n_images, layer, layout)
+    x, _ = images_first(activation, n_images, layer, layout)
     if order is not None:
         x = x.permute(0, *order)
     return x.reshape(n_images, -1).to(torch.promote_types(x.dtype, torch.float32))
@@ -521,10 +526,10 @@ def memory_order(
     layout: Layout | None = None,
 ) -> list[int]:
     "The order for `as_rows` in which the units lie in memory, so that rows are a view."
-    x, _ = _by_image(activation, n_images, layer, layout)
+    x, _ = images_first(activation, n_images, layer, layout)
     return sorted(range(1, x.dim()), key=lambda axis: -x.stride(axis))
 
-# %% ../nbs/08_features.ipynb #797ae40d
+# %% ../nbs/08_features.ipynb #725aee2a
 def pooled(
     activation: torch.Tensor,
     n_images: int,
@@ -535,7 +540,7 @@ def pooled(
     "The mean over positions of each channel; layers without positions as they are."
     if tokens not in ("patches", "class", "all"):
         raise ValueError(f"tokens={tokens!r} is unknown; known: patches, class, all")
-    x, channels = _by_image(activation, n_images, layer, layout)
+    x, channels = images_first(activation, n_images, layer, layout)
     wide, shape = torch.promote_types(x.dtype, torch.float32), tuple(activation.shape)
     if x.dim() <= 2:
         return x.reshape(n_images, -1).to(wide)

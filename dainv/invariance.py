@@ -7,12 +7,15 @@ __all__ = ['METRICS', 'WITHOUT_PAIRS', 'invariance_loss', 'layer_weights', 'pool
            'InvarianceObjective']
 
 # %% ../nbs/30_invariance.ipynb #c02ad1b8
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 import torch.nn.functional as F
 
+from .features import Layout, images_first
+from .features import pooled as mean_rows
 from .groups import Groups, group_gradient, group_moments
 from .metrics import RunningFisher, ey, fisher, unit_ratio
 
@@ -183,8 +186,10 @@ def layer_weights(
     n_weighted = n_layers - bool(exclude_last)
     if n_weighted < 1:
         raise ValueError(f"n_layers={n_layers}: no layer left to weigh; give more layers, or exclude_last=False")
-    if not ratio > 0:
-        raise ValueError(f"ratio={ratio}: expected a positive number, last layer over first")
+    for name, value, least in (("ratio", ratio, 0.0), ("total", total, -math.inf)):
+        if not least < value < math.inf:
+            kind = "positive, finite number, last layer over first" if name == "ratio" else "finite number"
+            raise ValueError(f"{name}={value}: expected a {kind}")
     depth = torch.linspace(0, 1, n_weighted, dtype=torch.float64)
     growth = {"exponential": ratio**depth, "linear": 1 + (ratio - 1) * depth, "uniform": torch.ones_like(depth)}[kind]
     return F.pad(total * growth / growth.sum(), (0, n_layers - n_weighted))
@@ -205,6 +210,12 @@ def _image_ids(ids, n, alpha):
     "Ids in 0..n-1, and n: None if no image has a second view, an error if alpha needs one."
     known = n is not None or not torch.compiler.is_compiling()
     ids, n = _dense_ids(ids, n, "n_groups")
+    eager = ids.device.type == "cpu" and not torch.compiler.is_compiling()
+    if alpha > 0 and len(ids) > 1 and (known and n < 2 or eager and (ids == ids[0]).all()):
+        raise ValueError(
+            f"image_ids: all {len(ids)} rows show one image, but alpha={alpha} compares its views with those of others: "
+            "give two images or more in every batch, and in every micro-batch of gradient accumulation"
+        )
     if known and n >= len(ids):
         if alpha > 0:
             raise ValueError(
@@ -264,9 +275,10 @@ class ObjectiveWeights:
     weights: str = "exponential"  # exponential, linear or uniform
     exclude_last: bool = True  # the last layer gets weight 0, unless `only` names it
     metric: str = "msd"  # msd, per_unit, fisher, ey or running_fisher
-    pool: bool = False  # features are the spatial means of feature maps
+    pool: bool = False  # features are means over positions
     pairs: str = "distinct"  # distinct or all
     reference: str = "all"  # all or same_class
+    layouts: Mapping[str, Layout] | None = None  # of `find_layouts`, for layers that are not (N, C, H, W) or (N, ...)
 
     def __post_init__(self):
         _check_weights(self)
@@ -318,7 +330,7 @@ class BatchObjective:
 
     def __init__(self, objective: ObjectiveWeights, kinds: dict[str, _Groups], options: dict, monitor: bool):
         self.objective, self.kinds, self.options, self.monitor = objective, kinds, options, monitor
-        self.weighted, self.parts = [], {kind: {} for kind in kinds}
+        self.weighted, self.parts, self.still = [], {kind: {} for kind in kinds}, None
         ids = kinds["invariance"].ids
         self.images = ids.ids if isinstance(ids, Groups) else ids
 
@@ -343,18 +355,22 @@ class BatchObjective:
     ) -> torch.Tensor:  # the same numbers: what the network goes on with
         "Measures the losses of a layer; its gradient joins the one that comes back through the result."
         o, share, going_on = self.objective, self.objective.shares[name], features
+        place, layout = (len(self.images), name), (o.layouts or {}).get(name)
+        ordered, _ = images_first(features, *place, layout)  # its errors name rows that are not images
+        changed = o.pool or layout is not None
         with torch.autocast(features.device.type, enabled=False):
             for kind, g in self.kinds.items():
                 carries = g.active and share > 0
                 if g.n is None or not (carries or self.monitor):
                     continue
-                measured = pooled(going_on) if o.pool else going_on
+                measured = mean_rows(going_on, *place, layout) if o.pool else ordered if changed else going_on
                 measured = measured if carries else measured.detach()
                 more = dict(images=self.images, running=self.running(kind, name, measured))
                 measured, loss = _group_loss(measured, g.ids, n_groups=g.n, **more, **self.options)
                 self.parts[kind][name] = loss.detach()
                 if carries:
-                    going_on = going_on if o.pool else measured
+                    going_on = going_on if changed else measured
+                    self.still = self.still or (None if features.requires_grad else name)
                     self.weighted.append(g.weight * share * loss)
         return going_on
 
@@ -368,6 +384,11 @@ class BatchObjective:
         if self.kinds["class_invariance"].active and n_classes < 2:
             raise ValueError("labels: one class only; class-wise invariance compares classes: give two or more")
         _check_labels(labels, logits)
+        if self.still and torch.is_grad_enabled() and logits.requires_grad:
+            raise ValueError(
+                f"layer {self.still!r}: its activations carry no gradient, so its loss would train nothing: record them "
+                "without torch.no_grad and detach, checkpoint with use_reentrant=False, leave frozen layers out with only="
+            )
         wide = torch.promote_types(logits.dtype, torch.float32)
         cross_entropy = F.cross_entropy((logits if weight else logits.detach()).to(wide), labels)
         return sum(self.weighted, weight * cross_entropy), {"cross_entropy": cross_entropy.detach(), **self.parts}
