@@ -432,7 +432,7 @@ class BiasedBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
 
-
+# %% ../nbs/20_models.ipynb #bb1c2814
 class RobustResNet(nn.Module):
     "The small residual networks that were trained against attacks, named as they were published."
 

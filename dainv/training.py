@@ -302,7 +302,7 @@ def _start_file(start: str) -> Path | None:
     places = [folder / Path(start).expanduser() for folder in (data_folder(), Path.cwd())]
     return next((place for place in places if place.is_file()), places[0])
 
-
+# %% ../nbs/40_training.ipynb #c4fcaaef
 def _start_run(p: TrainParams, data: ImageData, model: nn.Module) -> Start:
     "Weights, momentum and place of a finished run; a ValueError says what does not fit."
     run, asked = Run.open(p.start), asdict(p)

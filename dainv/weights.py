@@ -84,7 +84,7 @@ def _plain_names(weights: Mapping[str, torch.Tensor], expected: Mapping[str, tor
 
     return {plain(name): value for name, value in weights.items() if name != "n_averaged"}
 
-
+# %% ../nbs/19_weights.ipynb #ad75fa65
 def _check_fit(source: str | Path, weights: Mapping, expected: Mapping) -> None:
     "Raises a ValueError that names the first keys that are missing, superfluous, of another shape or not finite."
     missing = [k for k in expected if k not in weights and not k.endswith("num_batches_tracked")]
@@ -106,7 +106,7 @@ def _check_fit(source: str | Path, weights: Mapping, expected: Mapping) -> None:
         if not torch.isfinite(value).all():
             raise ValueError(f"{source}: {key} holds values that are not finite: these weights cannot be used")
 
-
+# %% ../nbs/19_weights.ipynb #fd5f084c
 def fit_weights(
     model: nn.Module,
     weights: Mapping[str, torch.Tensor],  # a state dict
