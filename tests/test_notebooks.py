@@ -18,7 +18,7 @@ from dainv.training import TrainParams
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 NUMBERED = [n for n in NOTEBOOKS if re.match(r"\d\d_", n.name)]
-RUN = [n for n in NOTEBOOKS if n not in NUMBERED and n.stem != "index"]
+RUN = [n for n in NOTEBOOKS if n not in NUMBERED and n.stem not in ("index", "howto")]
 
 
 def cells(notebook, kind="code"):
