@@ -52,13 +52,13 @@ class _Reader(LayerReader):
     "The rows of all layers, the input first, and the predictions, for a batch of images."
 
     def __init__(self, model: nn.Module, images: torch.Tensor, layouts: dict[str, Layout], preprocess):
-        self.model, self.preprocess, self.layouts = model, preprocess, {"input": Layout()}
+        super().__init__(model, images, list(layouts), preprocess=preprocess)
+        self.layouts = {"input": Layout()}
         self.tokens = {layer: known for layer, known in layouts.items() if sum(known.tokens) and known.rows == 1}
         for layer, known in layouts.items():
             parts = {f"{layer}:class": Layout(0, 1), f"{layer}:patches": Layout(0, 2)}
             self.layouts |= parts if layer in self.tokens else {layer: known}
-        self.layers, self.orders, self.dtypes, self.shapes = list(layouts), {}, {}, {}
-        self.passes = self.images = 0
+        self.shapes, self.passes, self.images = {}, 0, 0
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         "What the layers return, class tokens apart from patches."
@@ -865,7 +865,14 @@ def weights_hash(
 
 
 def _header(
-    model, given: dict, source: ImageSource, chosen: list[Family], passes: _Passes, notes: _Notes, said: list[str]
+    model,
+    weights: str,
+    given: dict,
+    source: ImageSource,
+    chosen: list[Family],
+    passes: _Passes,
+    notes: _Notes,
+    said: list,
 ) -> dict:
     "What is needed to know what a report is of, and to make it again."
     inner, preprocess = unwrapped(model), given["preprocess"]
@@ -874,7 +881,7 @@ def _header(
     named = given["transformations"] if isinstance(given["transformations"], str) else [f.name for f in chosen]
     return dict(
         model=type(inner).__name__,
-        weights=weights_hash(model),
+        weights=weights,
         n_parameters=sum(p.numel() for p in inner.parameters()),
         preprocess="none" if preprocess is None else getattr(preprocess, "__qualname__", None) or repr(preprocess),
         n_images=len(passes.ids),
@@ -962,7 +969,7 @@ def _audit(model: nn.Module, source: ImageSource, chosen: list[Family], given: d
         said.append("the network changes its own weights or buffers in evaluation mode")
     if constant := notes.constant:
         said.append(f"{len(constant)} image(s) without contrast, such as number {constant[0]}")
-    header = _header(model, given, source, chosen, passes, notes, said)
+    header = _header(model, before, given, source, chosen, passes, notes, said)
     return Report(header | dict(passes=n_passes, image_shape=list(first.shape[1:])), tables, arrays)
 
 # %% ../nbs/64_auditing.ipynb #74554d2a
@@ -999,5 +1006,16 @@ def audit(
         raise TypeError(f"model: a {type(model).__name__} is not a torch.nn.Module; build the network first")
     chosen = families(transformations, base)
     source = ImageSource(images, labels, batch_size=batch_size or 8, pixels=pixels, size=size, limit=limit, seed=seed)
-    with seeded(seed):
-        return _audit(model, source, chosen, given)
+    if any(
+        isinstance(value, nn.parameter.UninitializedTensorMixin) for value in (*model.parameters(), *model.buffers())
+    ):
+        raise ValueError("model: it has lazy modules without weights yet; pass one batch through it first")
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with seeded(seed):
+            return _audit(model, source, chosen, given)
+    finally:
+        with torch.no_grad():
+            for buffer, kept in buffers:  # some networks count or remember in evaluation mode, too
+                if not torch.equal(buffer, kept):
+                    buffer.copy_(kept)

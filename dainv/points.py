@@ -29,7 +29,8 @@ def _is_container(module: nn.Module) -> bool:
 
 def _is_layer(module: nn.Module) -> bool:
     "Whether the module is a single layer: it has no children, or it is one of PyTorch's own such as attention."
-    return not any(True for _ in module.children()) or type(module).__name__ == "MultiheadAttention"
+    parts = [name for name, _ in module.named_children() if name != "parametrizations"]
+    return not parts or type(module).__name__ == "MultiheadAttention"
 
 # %% ../nbs/60_points.ipynb #a95a584e
 class _Blocks:
@@ -96,6 +97,7 @@ def find_points(
         )
     model = unwrapped(model)
     every = {name: module for name, module in layer_modules(model).items() if name}
+    every = {name: module for name, module in every.items() if "parametrizations" not in name.split(".")}
     modules = {name: module for name, module in every.items() if not _is_container(module)}
     if not isinstance(layers, str):
         return list(layers)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PIXELS', 'as_pixels', 'ImageSource', 'Fingerprint']
 
-# %% ../nbs/59_sources.ipynb #900e5ca0
+# %% ../nbs/59_sources.ipynb #e4d44115
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize
 
 from .data import image_files, image_size, open_image
 from .images import TOLERANCE, as_tensor, check_labels
@@ -101,7 +103,8 @@ class ImageSource:
             return self._open_folder(Path(images))
         if isinstance(images, torch.Tensor | np.ndarray) or hasattr(images, "__array__"):
             held = as_tensor(images, "images")
-            as_pixels(held[:1], self.pixels)
+            if len(held) > 1:
+                as_pixels(held[:1], self.pixels)
             self.n, self.get = len(held), lambda ids: (held[ids.to(held.device)], None)
         elif isinstance(images, torch.utils.data.DataLoader):
             self.stream = images
@@ -161,7 +164,15 @@ class ImageSource:
             pixels = torch.from_numpy(np.array(image))
             return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
         image = as_tensor(image, "images")
-        return image[None] if image.ndim == 2 else image
+        image = image[None] if image.ndim == 2 else image
+        if self.size is None or image.ndim != 3:
+            return image
+        image = image.permute(2, 0, 1) if image.shape[0] not in (1, 3, 4) and image.shape[2] in (1, 3, 4) else image
+        scale = max(self.size[0] / image.shape[1], self.size[1] / image.shape[2])
+        covering = [max(most, round(size * scale)) for most, size in zip(self.size, image.shape[1:], strict=True)]
+        top = 255 if image.dtype == torch.uint8 or self.pixels == "0-255" else 1
+        image = resize(image, covering, InterpolationMode.BICUBIC, antialias=True).clamp(0, top)
+        return center_crop(image, list(self.size))
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         seen = 0

@@ -575,3 +575,37 @@ def test_class_tokens_are_told_from_patches():
     explained = report.equivariance.set_index(["layer", "kind"]).explained
     assert np.isnan(explained["block:class", "shift_rows"]) and np.isfinite(explained["block:patches", "shift_rows"])
     assert report.scores.score.notna().all()
+
+
+def test_buffers_that_a_network_changes_are_put_back_and_named(drawings):
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 3)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x):
+            self.seen += len(x)
+            return self.conv(x).mean((2, 3))
+
+    network = Counts()
+    report = audit(network, drawings[0], transformations="flip", **QUICK)
+    assert network.seen == 0
+    assert any("changes its own weights or buffers" in note for note in report.header["notes"])
+
+
+def test_parametrised_and_lazy_layers(drawings):
+    normed = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten())
+    assert audit(normed, drawings[0], transformations="flip", **QUICK).header["layers"] == ["input", "1"]
+    assert "0.parametrizations.weight" not in find_points(normed, "all")
+    with pytest.raises(ValueError, match="lazy modules"):
+        audit(nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()), drawings[0], **QUICK)
+
+
+def test_data_sets_of_mixed_sizes_need_a_size(drawings):
+    mixed = [drawings[0][k, :, : 16 - k % 2 * 4].float() / 255 for k in range(6)]
+    with pytest.raises(ValueError, match="give size="):
+        audit(small(), mixed, transformations="flip", **QUICK)
+    assert audit(small(), mixed, size=12, transformations="flip", **QUICK).header["image_shape"] == [3, 12, 12]
+    whole = [(image * 255).round().to(torch.uint8) for image in mixed]
+    assert audit(small(), whole, size=12, transformations="flip", **QUICK).header["image_shape"] == [3, 12, 12]
