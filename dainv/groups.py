@@ -193,8 +193,11 @@ template <class T> static void moments(
                 for (int64_t c = 0; c < n; ++c) { first[c] = wide(row[c]); total[c] = 0; }
                 for (int64_t i = from + 1; i < from + size; ++i) {
                     row = here + order[i] * stride;
-                    for (int64_t c = 0; c < n; ++c) total[c] += wide(row[c]) - first[c];
-                    out[2 * g] += sum(n, [=](int64_t c) { float r = wide(row[c]) - first[c]; return r * r; });
+                    out[2 * g] += sum(n, [row, &first, &total](int64_t c) {
+                        float r = wide(row[c]) - first[c];
+                        total[c] += r;
+                        return r * r;
+                    });
                 }
                 for (int64_t c = 0; c < n; ++c) {
                     d[c] = total[c] * share;
