@@ -186,8 +186,9 @@ def test_a_job_that_is_killed_has_failed(tmp_path):
 
 def test_a_workflow_waits_for_what_another_has_left_running(tmp_path):
     held = exclusive(tmp_path / ".lock", "", shared=True)
-    code = f"from dainv.jobs import exclusive; exclusive({str(tmp_path / '.lock')!r}, 'waiting'); print('free')"
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    code = "from dainv.jobs import Path, exclusive; import sys; exclusive(Path(sys.argv[1]), 'waiting'); print('free')"
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert other.stderr.readline() == "waiting\n" and other.poll() is None
     held.close()
     assert other.communicate(timeout=60)[0] == "free\n"
