@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'train', 'pretrain', 'runs', 'figures', 'audit', 'compare', 'main']
 
-# %% ../nbs/90_cli.ipynb #2a4de0e3
+# %% ../nbs/90_cli.ipynb #116d364d
 import difflib
 import os
 import re
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from . import __version__
+import dainv
 from .options import Parser, read_list, run_command, train_command
 
 # %% ../nbs/90_cli.ipynb #d8e64f95
@@ -61,7 +61,7 @@ def runs(arguments: list[str]) -> None:
     else:
         print(table.to_csv(index=False).strip() if asked.format == "csv" else table.to_json(orient="records", indent=1))
 
-# %% ../nbs/90_cli.ipynb #a1d6024c
+# %% ../nbs/90_cli.ipynb #859854c1
 def figures(arguments: list[str]) -> int:
     "Trains, measures and draws what the figures of a profile need, and is not done yet."
     parser = Parser(
@@ -90,7 +90,7 @@ def figures(arguments: list[str]) -> int:
         print(f"Open {figures_folder(asked.profile) / 'index.html'}")
     return done.returncode
 
-# %% ../nbs/90_cli.ipynb #3bd349b6
+# %% ../nbs/90_cli.ipynb #3b80ac64
 def _audit_parser() -> Parser:
     "The options of `dainv audit`."
     parser = Parser("dainv audit", "What a network is invariant to, in each layer: tables, figures and a page.")
@@ -218,7 +218,7 @@ def audit(arguments: list[str]) -> None:
         print(sentence)
     print(f"Open {path}")
 
-# %% ../nbs/90_cli.ipynb #4de0054c
+# %% ../nbs/90_cli.ipynb #972f472d
 def compare(arguments: list[str]) -> None:
     "Compares two audits, paired by image."
     parser = Parser("dainv compare", "Differences of scores between two audits of the same images, with intervals.")
@@ -242,7 +242,7 @@ def compare(arguments: list[str]) -> None:
     path = write_comparison(Report.load(asked.first), Report.load(asked.second), asked.out, pairs)
     print(f"Open {path}")
 
-# %% ../nbs/90_cli.ipynb #5eb21e14
+# %% ../nbs/90_cli.ipynb #1d1f3376
 COMMANDS: dict[str, Callable[[list[str]], object]] = dict(
     audit=audit, compare=compare, train=train, pretrain=pretrain, figures=figures, runs=runs
 )
@@ -275,7 +275,7 @@ def main(
         return 0 if arguments else 2
     name, *rest = arguments
     if name == "--version":
-        print(f"dainv {__version__}")
+        print(f"dainv {dainv.__version__}")
         return 0
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
