@@ -61,7 +61,7 @@ def runs(arguments: list[str]) -> None:
     else:
         print(table.to_csv(index=False).strip() if asked.format == "csv" else table.to_json(orient="records", indent=1))
 
-# %% ../nbs/90_cli.ipynb #859854c1
+# %% ../nbs/90_cli.ipynb #cf632133
 def figures(arguments: list[str]) -> int:
     "Trains, measures and draws what the figures of a profile need, and is not done yet."
     parser = Parser(
@@ -90,7 +90,7 @@ def figures(arguments: list[str]) -> int:
         print(f"Open {figures_folder(asked.profile) / 'index.html'}")
     return done.returncode
 
-# %% ../nbs/90_cli.ipynb #3b80ac64
+# %% ../nbs/90_cli.ipynb #98c3391a
 def _audit_parser() -> Parser:
     "The options of `dainv audit`."
     parser = Parser("dainv audit", "What a network is invariant to, in each layer: tables, figures and a page.")
@@ -218,7 +218,7 @@ def audit(arguments: list[str]) -> None:
         print(sentence)
     print(f"Open {path}")
 
-# %% ../nbs/90_cli.ipynb #972f472d
+# %% ../nbs/90_cli.ipynb #26912660
 def compare(arguments: list[str]) -> None:
     "Compares two audits, paired by image."
     parser = Parser("dainv compare", "Differences of scores between two audits of the same images, with intervals.")
@@ -242,7 +242,7 @@ def compare(arguments: list[str]) -> None:
     path = write_comparison(Report.load(asked.first), Report.load(asked.second), asked.out, pairs)
     print(f"Open {path}")
 
-# %% ../nbs/90_cli.ipynb #1d1f3376
+# %% ../nbs/90_cli.ipynb #f94c50c6
 COMMANDS: dict[str, Callable[[list[str]], object]] = dict(
     audit=audit, compare=compare, train=train, pretrain=pretrain, figures=figures, runs=runs
 )
