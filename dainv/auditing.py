@@ -225,7 +225,7 @@ def _first_visit(
         notes.step(1)
     return sums
 
-
+# %% ../nbs/64_auditing.ipynb #5195f200
 def _run_passes(
     reader: _Reader, source: ImageSource, chosen: list[Family], settings: "_Settings", notes: "_Notes"
 ) -> _Passes:
@@ -286,7 +286,7 @@ def _add_identity(reader: _Reader, sums: dict, batch: "_Batch") -> None:
         moved = _squared_distances(rows, batch.rows[layer]).cpu().mean()
         sums[layer].identity = (1 - moved / (2 * spread)).item() if spread > 0 else math.nan
 
-
+# %% ../nbs/64_auditing.ipynb #44ef45c3
 @dataclass
 class _Batch:
     "A batch of images as they are, and what the network makes of them."
@@ -339,7 +339,7 @@ def _finite(rows: torch.Tensor, layer: str, ids: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"layer {layer!r}: the activations of image {bad} are not finite; did the network diverge?")
     return rows
 
-
+# %% ../nbs/64_auditing.ipynb #403a6f29
 class _Predictions:
     "Classes that are predicted for images and their views, and the images of the first family that fare worst."
 
@@ -601,7 +601,7 @@ def _ordered(table: pd.DataFrame, layers: Sequence[str], transformations: Sequen
         table = table.assign(transformation=pd.Categorical(table.transformation, list(transformations), ordered=True))
     return table
 
-
+# %% ../nbs/64_auditing.ipynb #b09c3daa
 def _layer_table(passes: _Passes) -> pd.DataFrame:
     "A row per layer: its size, its variance, what it keeps apart, and the controls."
     others, rows = _mean(passes.scores(passes.others)), []
@@ -901,7 +901,7 @@ def _header(
         device=str(next((p.device for p in inner.parameters()), "cpu")),
     )
 
-
+# %% ../nbs/64_auditing.ipynb #2905f4c3
 def _audit(model: nn.Module, source: ImageSource, chosen: list[Family], given: dict) -> Report:
     "The audit, of a checked request."
     preprocess = given["preprocess"]
