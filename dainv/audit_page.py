@@ -86,7 +86,7 @@ def _range_text(names: Sequence[str], values: Sequence[float]) -> str:
     ends = "; ".join(f"{n} {v:.2f}" for n, v in dict.fromkeys([known[0], known[-1]]))
     return f"{ends}; lowest {low[0]} {low[1]:.2f}; highest {high[0]} {high[1]:.2f}"
 
-
+# %% ../nbs/78_audit_page.ipynb #6deaf98f
 def audit_drawings(
     report,
 ) -> Iterator[Drawing]:
@@ -141,7 +141,7 @@ def _exact_pairs(scores: pd.DataFrame) -> list[list[str]]:
     groups = (["shift", "shift_exact", "roll"], ["rotation", "quarter_turn"])
     return [found for group in groups if len(found := [name for name in group if name in known]) > 1]
 
-
+# %% ../nbs/78_audit_page.ipynb #2512b491
 def _share_drawings(tables: dict[str, pd.DataFrame]) -> Iterator[Drawing]:
     "Shares of the kinds of a composed family: alone, and with interactions."
     table = tables.get("shares")
@@ -349,7 +349,7 @@ def _figures_html(drawings: Sequence[Drawing]) -> str:
         parts.append(f"<figure><h3>{html.escape(one.title)}</h3>{image_html(one.figure, one.alt)}{caption}</figure>")
     return f'<div class="grid">{"".join(parts)}</div>'
 
-
+# %% ../nbs/78_audit_page.ipynb #8c07cb95
 def report_page(
     report,  # of an audit
     drawings: Sequence[Drawing] | None = None,  # None: all of `audit_drawings`
@@ -401,7 +401,7 @@ def report_page(
     )
     return page(title, body)
 
-
+# %% ../nbs/78_audit_page.ipynb #fcf0a545
 def pictures_html(report) -> str:
     "The images whose predictions change most, each beside the transformed view; empty if the report holds none."
     table, pictures = report.tables.get("worst"), report.arrays.get("worst_pictures")

@@ -151,7 +151,7 @@ def _words(text: str) -> str | list[str]:
     found = read_list(text) if text.startswith("[") or "," in text else [text]
     return found[0] if len(found) == 1 else found
 
-
+# %% ../nbs/90_cli.ipynb #c78d21ab
 def _normalisation(asked):
     "The preprocessing that was asked for, or None."
     from dainv.targets import PRESETS, Normalise
@@ -180,7 +180,7 @@ def _image_size(text: str) -> int | tuple[int, int] | None:
     sides = [int(side) for side in text.split("x")]
     return sides[0] if len(sides) == 1 else tuple(sides)
 
-
+# %% ../nbs/90_cli.ipynb #1d50e3dd
 def audit(arguments: list[str]) -> None:
     "Says what a network is invariant to, in each layer."
     asked = _audit_parser().parse_args(arguments)

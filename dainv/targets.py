@@ -83,7 +83,7 @@ def _called(make: Callable | nn.Module, text: str, n_classes: int | None) -> nn.
         raise ValueError(f"{text}: it returns a {type(model).__name__}, and not a torch.nn.Module")
     return model
 
-
+# %% ../nbs/86_targets.ipynb #d2a0f459
 def _named(text: str, n_classes: int | None, size: int) -> nn.Module:
     "The network of this name in torchvision, timm or this package, with new weights."
     library, _, name = text.rpartition("/")
