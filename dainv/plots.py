@@ -785,7 +785,7 @@ def data_of(
     "Title and fingerprint of every data set that the runs used, without repetition."
     found = {}
     for run in sorted(runs, key=lambda run: not run.run.finished):
-        asked, known = run.run.params, run.run.result.get("data", {}) if run.run.finished else {}
+        asked, known = run.run.params, {} if run.begun and not run.run.finished else run.run.result.get("data", {})
         stated = {"name": asked.get("dataset", "data"), "title": asked.get("data_title", ""), **known}
         entry = dict(title=stated.get("title") or stated["name"], fingerprint=stated.get("fingerprint", ""))
         if not run.run.finished and any(entry["title"] == other["title"] for other in found.values()):

@@ -897,6 +897,7 @@ class FigureRun:
     role: str
     label: str
     seed: int
+    begun: bool = False  # drawn as far as its log goes; others must have finished
 
 # %% ../nbs/00_runs.ipynb #c9ca33de
 def run_label(
@@ -934,7 +935,7 @@ def figure_runs(
             if begun and not (runs_folder() / name / "log.csv").exists():
                 continue
             opened = Run.open(name)
-            found.append(FigureRun(opened, role, run_label(opened.params), seed))
+            found.append(FigureRun(opened, role, run_label(opened.params), seed, begun))
     if not found:
         raise FileNotFoundError(
             f"no run of figure {figure!r} has been begun in {runs_folder() / profile}: train them first"
