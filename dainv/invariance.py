@@ -211,7 +211,7 @@ def _image_ids(ids, n, alpha):
     known = n is not None or not torch.compiler.is_compiling()
     ids, n = _dense_ids(ids, n, "n_groups")
     eager = ids.device.type == "cpu" and not torch.compiler.is_compiling()
-    if alpha > 0 and len(ids) > 1 and (known and n < 2 or eager and (ids == ids[0]).all()):
+    if len(ids) > 1 and (known and n < 2 or eager and (ids == ids[0]).all()) and alpha > 0:
         raise ValueError(
             f"image_ids: all {len(ids)} rows show one image, but alpha={alpha} compares its views with those of others: "
             "give two images or more in every batch, and in every micro-batch of gradient accumulation"

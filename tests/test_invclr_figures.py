@@ -23,7 +23,7 @@ from test_plots import NOTEBOOKS, draw
 from dainv import invclr_plots as ip
 from dainv import paper
 from dainv.plots import Panel
-from dainv.runs import FigureRun
+from dainv.runs import FigureRun, read_json, write_json
 from dainv.spirograph import parameter_bounds, spirograph_task
 from dainv.views import Drawn, SpirographViews
 
@@ -354,9 +354,9 @@ def test_missing_tables_and_strengths_are_named(monkeypatch, tmp_path):
 
 def test_report_puts_them_last(drawn, monkeypatch):
     monkeypatch.setenv("DAINV_FIGURES", str(drawn))
-    record = json.loads((drawn / "quick" / "invclr_defects.json").read_text())
+    record = read_json(drawn / "quick" / "invclr_defects.json")
     for other in ("open_problem", "dai_time"):
-        (drawn / "quick" / f"{other}.json").write_text(json.dumps(record | dict(name=other)))
+        write_json(drawn / "quick" / f"{other}.json", record | dict(name=other))
     text = paper.write_report("quick").read_text()
     expected = ["dai_time", "open_problem", "invclr_claims", "invclr_samples", "invclr_variance", "invclr_defects"]
     assert sorted(expected, key=lambda name: text.index(f'<section id="{name}">')) == expected

@@ -88,7 +88,6 @@ def test_a_gpu_that_is_not_there_leaves_no_folder(folders, drawings, kind, work)
 
 
 CONTRASTIVE = [
-    (dict(dataset="auto"), "dataset='auto': expected spirograph, cifar10"),
     (dict(encoder="vgg"), "encoder='vgg'"),
     (dict(strength=float("inf")), "strength=inf"),
     (dict(temperature=float("inf")), "temperature=inf"),
