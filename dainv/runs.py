@@ -441,10 +441,13 @@ def read_params(
     cls: type,  # a dataclass of parameters
     namespace: dict,  # `globals()` of the notebook
     before: set,  # the names in `globals()` before the parameters cell
+    rules: Callable | None = None,  # parameters -> rules, as of `check_ranges`
 ):
-    "The notebook's parameters, checked: everything defined since `before`, and nothing that `cls` does not know."
+    "The notebook's parameters, checked: everything defined since `before`, nothing that `cls` does not know, in range."
     new = {n: v for n, v in namespace.items() if n not in before and not n.startswith("_") and v is not before}
-    return check_params(cls, new)
+    params = check_params(cls, new)
+    check_ranges(params, rules(params) if rules else [])
+    return params
 
 # %% ../nbs/00_runs.ipynb #2ee98602
 def _git(*arguments: str) -> str:

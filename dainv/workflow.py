@@ -13,14 +13,17 @@ from collections.abc import Iterator
 from dataclasses import field, make_dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import SimpleNamespace
 
 from .jobs import failed_jobs
+from .measuring import PAIRS_KEYS, evaluate_rules, measure_rules, pairs_asked, sweep_rules
 from .paper import write_report
 from .pretraining import PretrainParams
 from .pretraining import checked as checked_encoder
 from dainv.runs import (
     check_name,
     check_params,
+    check_ranges,
     experiments_file,
     figures_folder,
     profile_of,
@@ -122,8 +125,9 @@ def _run(where: str, run: str, section: dict) -> Iterator[str]:
 def _measure(where: str, section: dict) -> Iterator[str]:
     "Problems of what is to be measured on the runs of a profile."
     every = {**section.get("runs", {}), **section.get("encoders", {}).get("runs", {})}
-    for notebook, group in (("measure", section), ("evaluate", section.get("encoders", {}))):
-        params = notebook_params(notebook)
+    encoders = section.get("encoders", {})
+    for notebook, group, rules in (("measure", section, measure_rules), ("evaluate", encoders, evaluate_rules)):
+        params, common = notebook_params(notebook), group.get("measure", {}).get("common", {})
         for run, asked in group.get("measure", {}).items():
             here = f"{where}, measure, {run}"
             if run != "common" and run not in group.get("runs", {}):
@@ -131,12 +135,31 @@ def _measure(where: str, section: dict) -> Iterator[str]:
             if problems := _shape(here, asked):
                 yield from problems
                 continue
+            if "run" in asked:
+                yield f"{here}, run: the workflow sets it itself"
             try:
-                check_params(params, asked)
+                checked = check_params(params, {**(common if isinstance(common, dict) else {}), **asked, "run": run})
+                check_ranges(checked, rules(checked))
             except ValueError as error:
                 yield f"{here}: {error}"
             if (source := asked.get("attack_source", "")) and source not in every:
                 yield f"{here}, attack_source: {source!r} is no run; known: {', '.join(every)}"
+
+
+def _pairs(where: str, section: dict) -> Iterator[str]:
+    "Problems of a sweep of all pairs of classes."
+    here, asked = f"{where}, pairs", section.get("pairs", {})
+    if not asked:
+        return
+    problems = _seeds(here, asked.get("seeds", section.get("seeds"))) + _shape(here, asked, PAIRS_KEYS)
+    yield from problems
+    try:
+        if not problems:
+            common, _ = pairs_asked(section)
+            classes = SimpleNamespace(classes=check_params(TrainParams, common).classes, seeds=[])
+            check_ranges(classes, sweep_rules(classes))
+    except ValueError as error:
+        yield f"{here}: {error}"
 
 
 def _figures(where: str, section: dict) -> Iterator[str]:
@@ -170,7 +193,7 @@ def check_profile(
         if run in section.get("runs", {}) and run in section.get("encoders", {}).get("runs", {}):
             return [f"{where}, run {run}: it is listed among the runs and among the encoders; rename one"]
         problems += _run(f"{where}, run {run}", run, section)
-    return problems + list(_measure(where, section)) + list(_figures(where, section))
+    return problems + list(_measure(where, section)) + list(_pairs(where, section)) + list(_figures(where, section))
 
 # %% ../nbs/76_workflow.ipynb #0e1e3af7
 FROM_THE_LOG = ("dai_loss_dynamics", "dai_prefix", "invariance_convergence", "invclr_samples", "invclr_variance")

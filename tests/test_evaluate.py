@@ -142,10 +142,12 @@ def test_the_usual_head_of_photographs_is_that_of_their_usual_colours(photograph
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (dict(what=["variances"]), "parameter what: 'variances' is unknown"),
-        (dict(kinds=["shape"]), "parameter kinds: 'shape' is unknown"),
+        (dict(what=["variances"]), r"parameter what=\['variances'\]: expected a list out of"),
+        (dict(kinds=["shape"]), r"parameter kinds=\['shape'\]: expected"),
+        (dict(kinds=["none"]), "parameter kinds: 'none' is unknown; these data know all, h"),
         (dict(counts=[2, 1]), "counts="),
-        (dict(fractions=[0.0]), "fraction=0.0"),
+        (dict(fractions=[0.0]), r"fractions=\[0.0\]"),
+        (dict(background_shifts=[-9.0]), "leaves no interval of "),
         (dict(passses=3), "did you mean 'passes'"),
         (dict(train_items=1.5), "'train_items': expected int"),
     ],
