@@ -244,7 +244,7 @@ def _cell(value) -> str:
         )
     return html.escape(str(value))
 
-
+# %% ../nbs/78_audit_page.ipynb #cde3ae5f
 def table_html(
     table: pd.DataFrame,
     label: str,  # what a screen reader calls the box

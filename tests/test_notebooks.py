@@ -56,8 +56,8 @@ def test_cells_are_short_and_there_is_prose(notebook):
     "A class that is taught as a whole may be longer."
     lengths = [len(c["source"]) for c in cells(notebook)]
     whole = [c for c in cells(notebook) if re.search(r"^class ", source(c), re.M)]
-    assert max(len(c["source"]) for c in cells(notebook) if c not in whole) <= 90  # lines
-    assert max((len(c["source"]) for c in whole), default=0) <= 120
+    assert max(len(c["source"]) for c in cells(notebook) if c not in whole) <= 80
+    assert max((len(c["source"]) for c in whole), default=0) <= 95
     assert len(cells(notebook, "markdown")) >= 0.2 * (len(lengths) + len(cells(notebook, "markdown")))
 
 
