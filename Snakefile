@@ -79,7 +79,7 @@ def trained_for(run):
 JOB = (
     "OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MPLBACKEND=Agg "
     "THP_MEM_ALLOC_ENABLE=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4000000000 "
-    "{PYTHON:q} -m dainv.jobs {params.log:q} "
+    "{PYTHON:q} -m dainv.core.jobs {params.log:q} "
 )
 PAPERMILL = JOB + "-m papermill --no-progress-bar --log-level WARNING {params.notebook:q} {params.executed:q} -y {params.asked:q} < /dev/null"
 FIGURE = JOB + "{params.notebook:q} {params.asked:q} < /dev/null"

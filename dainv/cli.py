@@ -15,19 +15,19 @@ import sys
 from collections.abc import Callable
 
 import dainv
-from .options import Parser, read_list, run_command, train_command
+from .core.options import Parser, read_list, run_command, train_command
 
 # %% ../nbs/90_cli.ipynb #d8e64f95
 def train(arguments: list[str]) -> None:
     "Trains a network with labels, with the invariance loss or without."
-    from dainv.training import TrainParams, train
+    from dainv.trainers.training import TrainParams, train
 
     train_command(TrainParams, train, "dainv train", arguments)
 
 
 def pretrain(arguments: list[str]) -> None:
     "Trains an encoder without labels, by contrast."
-    from dainv.pretraining import PretrainParams, pretrain
+    from dainv.trainers.pretraining import PretrainParams, pretrain
 
     train_command(PretrainParams, pretrain, "dainv pretrain", arguments)
 
@@ -43,7 +43,7 @@ def runs(arguments: list[str]) -> None:
     parser.add_argument("--columns", default="", metavar="[A,B]", help="what to show: parameters or metrics, or 'all'")
     parser.add_argument("--format", default="text", choices=("text", "csv", "json"), help="how to print it")
     asked = parser.parse_args(arguments)
-    from dainv.runs import load_runs, runs_folder
+    from dainv.core.runs import load_runs, runs_folder
 
     table = load_runs(asked.under)
     if table.empty:
@@ -74,7 +74,7 @@ def figures(arguments: list[str]) -> int:
     parser.add_argument("--cores", default=os.cpu_count(), type=int, metavar="N", help="runs side by side")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     asked = parser.parse_args(arguments)
-    from dainv.runs import figures_folder, profile_of, project_root
+    from dainv.core.runs import figures_folder, profile_of, project_root
 
     profile_of(asked.profile)
     if not (project_root() / "Snakefile").is_file():
@@ -154,7 +154,7 @@ def _words(text: str) -> str | list[str]:
 # %% ../nbs/90_cli.ipynb #c78d21ab
 def _normalisation(asked):
     "The preprocessing that was asked for, or None."
-    from dainv.targets import PRESETS, Normalise
+    from dainv.audits.targets import PRESETS, Normalise
 
     given = [name for name in PRESETS if getattr(asked, name)] + ["mean and std"] * bool(asked.mean or asked.std)
     if len(given) > 1:
@@ -187,8 +187,8 @@ def audit(arguments: list[str]) -> None:
     size = _image_size(asked.size)
     import torch
 
-    from dainv.audit_page import audit
-    from dainv.targets import open_images, open_target
+    from dainv.audits.audit_page import audit
+    from dainv.audits.targets import open_images, open_target
 
     preprocess = _normalisation(asked)
     torch.manual_seed(asked.seed)
@@ -237,7 +237,7 @@ def compare(arguments: list[str]) -> None:
     pairs = dict(pair.partition("=")[::2] for pair in read_list(asked.pairs)) or None
     if pairs and "" in pairs.values():
         raise ValueError(f"--pairs {asked.pairs}: write layer=layer, ...")
-    from dainv.audit_page import Report, write_comparison
+    from dainv.audits.audit_page import Report, write_comparison
 
     path = write_comparison(Report.load(asked.first), Report.load(asked.second), asked.out, pairs)
     print(f"Open {path}")

@@ -69,7 +69,7 @@ def drawn(tmp_path_factory):
         few = dict(profile="photo", roles=("gradient", "plain"), task="classification", title="Tiny ImageNet")
         for name, value in write_contrastive(root, **few).items():
             patch.setenv(name, value)
-        patch.setitem(sys.modules, "dainv.pretraining", types.SimpleNamespace(load_views=load_views))
+        patch.setitem(sys.modules, "dainv.trainers.pretraining", types.SimpleNamespace(load_views=load_views))
         for profile, names in dict(quick=NAMES, paper=NAMES, photo=("invclr_claims", "invclr_tasks")).items():
             for name in names:
                 draw(name, profile)

@@ -1,6 +1,7 @@
 "Guards of the notebooks: what nbdev and papermill would let pass in silence."
 
 import ast
+import importlib.util
 import json
 import re
 import subprocess
@@ -18,6 +19,7 @@ from dainv.training import TrainParams
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 NUMBERED = [n for n in NOTEBOOKS if re.match(r"\d\d_", n.name)]
+WINGS = ["core", "inputs", "networks", "losses", "measures", "trainers", "reporting", "audits", ""]  # from below
 RUN = [n for n in NOTEBOOKS if n not in NUMBERED and n.stem not in ("index", "howto")]
 
 
@@ -71,22 +73,45 @@ def test_directives_stand_on_the_first_lines(notebook):
         assert not after_code, f"silently ignored: {after_code}"
 
 
+def place(notebook):
+    "Where the module of a notebook lies, from the lowest to the highest: its wing, then its number. The root is the roof."
+    wing = notebook.parent.name if notebook.parent != ROOT / "nbs" else ""
+    return (WINGS.index(wing), int(notebook.name[:2]))
+
+
+def module(notebook):
+    return ".".join([*notebook.relative_to(ROOT / "nbs").parent.parts, notebook.stem[3:]])
+
+
 def test_every_module_has_exactly_one_notebook():
-    found = {}
+    found = set()
     for notebook in NUMBERED:
         exported = re.findall(r"^#\| default_exp (\S+)", "\n".join(map(source, cells(notebook))), re.M)
-        assert exported == [notebook.stem[3:]], notebook.name
-        found[exported[0]] = notebook
-    modules = {m.stem for m in (ROOT / "dainv").glob("*.py")} - {"__init__", "__main__", "_modidx"}
-    assert modules == set(found)
+        assert exported == [module(notebook)], notebook.name
+        found.add(exported[0])
+    package = ROOT / "dainv"
+    files = [m for m in package.rglob("*.py") if m.stem not in ("__init__", "__main__", "_modidx")]
+    assert {".".join(m.relative_to(package).with_suffix("").parts) for m in files} == found
+    assert len({m.split(".")[-1] for m in found}) == len(found), "a module is also imported without its wing"
+    assert not {m.split(".")[-1] for m in found} & set(WINGS)
 
 
 @pytest.mark.parametrize("notebook", NUMBERED, ids=name)
-def test_a_module_imports_only_from_lower_floors(notebook):
-    floors = {n.stem[3:]: int(n.name[:2]) for n in NUMBERED}
-    for node in ast.walk(ast.parse((ROOT / "dainv" / f"{notebook.stem[3:]}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            assert floors[node.module] < int(notebook.name[:2]), node.module
+def test_a_module_imports_only_from_below(notebook):
+    below = {module(n) for n in NUMBERED if place(n) < place(notebook)}
+    for node in ast.walk(ast.parse("\n".join(source(c) for c in cells(notebook) if source(c).startswith("#| export")))):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("dainv."):
+            assert node.module.removeprefix("dainv.") in below, node.module
+
+
+def test_a_module_is_the_same_without_its_wing():
+    import dainv.measures.score
+    import dainv.score
+
+    assert dainv.score is dainv.measures.score and dainv.score.__spec__.name == "dainv.measures.score"
+    assert importlib.util.find_spec("dainv.nothing") is None
+    code = "from dainv.models import build_model; from dainv.networks import models; print(models.build_model is build_model)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
 
 
 @pytest.mark.parametrize("notebook", RUN, ids=name)
@@ -130,3 +155,14 @@ def test_the_readme_is_the_index():
     from render_readme import rendered
 
     assert (ROOT / "README.md").read_text() == rendered()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_links_lead_to_files(notebook):
+    texts = [source(c) for c in cells(notebook, "markdown")]
+    for text in texts:
+        for link in re.findall(r"\]\(([^)#\s]+)\)", text):
+            if not re.match(r"[a-z]+:", link):
+                assert (notebook.parent / link).exists(), link
+        for named in re.findall(r"\bnbs/[\w/]+\.ipynb", text):
+            assert (ROOT / named).exists(), named

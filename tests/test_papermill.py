@@ -35,7 +35,8 @@ def test_the_literal_line_trains_from_any_folder(tiny, folders):
         [
             sys.executable,
             "-m",
-            "dainv.training",
+            "dainv",
+            "train",
             *[t for k, v in tiny.items() for t in (f"--{k}", str(v))],
             "--alpha",
             "0.1",

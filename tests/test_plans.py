@@ -150,17 +150,17 @@ def test_values_of_other_types_become_those_of_the_fields(drawings):
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments"),
+    ("name", "arguments"),
     [
-        ("training", ["--alpha", "2"]),
-        ("training", ["--model=vgg"]),
-        ("training", ["--dataset", "folder", "--data_root", "nowhere"]),
-        ("pretraining", ["--start", "nowhere", "--train_size=40", "--test_size=20", "--batch_size=8"]),
-        ("pretraining", ["--lr"]),
+        ("train", ["--alpha", "2"]),
+        ("train", ["--model=vgg"]),
+        ("train", ["--dataset", "folder", "--data_root", "nowhere"]),
+        ("pretrain", ["--start", "nowhere", "--train_size=40", "--test_size=20", "--batch_size=8"]),
+        ("pretrain", ["--lr"]),
     ],
 )
-def test_a_mistake_in_a_shell_is_one_line(folders, module, arguments):
-    done = subprocess.run([sys.executable, "-m", f"dainv.{module}", *arguments], capture_output=True, text=True)
+def test_a_mistake_in_a_shell_is_one_line(folders, name, arguments):
+    done = subprocess.run([sys.executable, "-m", "dainv", name, *arguments], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(f"python -m dainv.{module}: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"dainv {name}: ") and done.stderr.count("\n") == 1
     assert list((folders / "runs").iterdir()) == []

@@ -122,7 +122,7 @@ def test_a_wrong_parameter_is_named_before_a_folder_is_made(tiny, folders, chang
 
 def command(asked, name):
     options = [text for key, value in asked.items() for text in (f"--{key}", str(value))]
-    return [sys.executable, "-m", "dainv.pretraining", *options, "--name", name]
+    return [sys.executable, "-m", "dainv", "pretrain", *options, "--name", name]
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def same(a, b):
 
 def command(params, name):
     options = [text for key, value in {**params, "name": name}.items() for text in (f"--{key}", str(value))]
-    return [sys.executable, "-m", "dainv.training", *options]
+    return [sys.executable, "-m", "dainv", "train", *options]
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_full_disk_stops_cleanly_and_the_run_resumes(tiny, undisturbed):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     done = subprocess.run(command(tiny, "full"), preexec_fn=limited, capture_output=True, text=True)
-    assert done.returncode == 2 and "python -m dainv.training: " in done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "dainv train: " in done.stderr.splitlines()[-1]
     folder = Run.open("full").folder
     assert {file.name for file in folder.iterdir()} == {"params.json", ".lock"}
     subprocess.run(command(tiny, "full"), check=True, capture_output=True)
@@ -392,7 +392,7 @@ def test_steps_are_timed_in_turn(tiny):
 
 
 def test_the_command_line_helps_and_refuses(tiny):
-    shown = subprocess.run([sys.executable, "-m", "dainv.training", "--help"], capture_output=True, text=True)
+    shown = subprocess.run([sys.executable, "-m", "dainv", "train", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0 and "--alpha X" in shown.stdout and "(default: 0.1)" in shown.stdout
     refused = subprocess.run(command({**tiny, "alhpa": 0.1}, "x"), capture_output=True, text=True)
     assert refused.returncode == 2 and "did you mean --alpha?" in refused.stderr

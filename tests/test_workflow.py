@@ -177,7 +177,7 @@ def test_a_notebook_runs_without_a_kernel(tmp_path):
 
 
 def job(log, *arguments, **options):
-    command = [sys.executable, "-m", "dainv.jobs", str(log), *map(str, arguments)]
+    command = [sys.executable, "-m", "dainv.core.jobs", str(log), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
@@ -203,7 +203,9 @@ def test_a_job_says_how_it_went(tmp_path):
 def test_a_job_that_is_killed_has_failed(tmp_path):
     slow = notebook_of(tmp_path / "n.ipynb", "x: int = 1", "import time; print('up', flush=True); time.sleep(60)")
     log = tmp_path / "logs/train-slow.log"
-    process = subprocess.Popen([sys.executable, "-m", "dainv.jobs", str(log), str(slow), "{}"], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dainv.core.jobs", str(log), str(slow), "{}"], stdout=subprocess.PIPE
+    )
     process.stdout.readline()
     with open(tmp_path / "logs/.jobs.lock") as lock, pytest.raises(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
