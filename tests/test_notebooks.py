@@ -119,7 +119,9 @@ def test_run_notebooks_are_guarded(notebook):
     tagged = [c for c in cells(notebook) if "parameters" in c["metadata"].get("tags", [])]
     assert len(tagged) == 1, "without its tag, papermill's values are overwritten in silence"
     after = cells(notebook)[cells(notebook).index(tagged[0]) + 1]
-    assert "read_params(" in source(after)
+    assert re.search(r"\b(read_params|declared_params|Figure)\(", source(after)), (
+        "an unknown parameter would be ignored"
+    )
     assert "skip_exec: true" in source(cells(notebook, "raw")[0])
     declared = [node.target.id for node in ast.parse(source(tagged[0])).body]
     parsed = papermill.inspect_notebook(str(notebook))

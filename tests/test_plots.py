@@ -21,7 +21,6 @@ from matplotlib.cbook import boxplot_stats
 from scipy import stats
 
 from dainv import plots
-from dainv.runs import figure_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "nbs" / "figures"
@@ -429,30 +428,16 @@ def test_an_unfinished_run_is_not_drawn(monkeypatch, tmp_path):
     assert not (figures / "quick" / "dai_accuracy.png").exists()
 
 
-def test_save_figure_refuses_a_caption_without_profile(monkeypatch, tmp_path):
-    point_to(tmp_path, monkeypatch, seeds=(0,), figures=DAI)
-    fig = plots.score_boxes(table := pd.DataFrame(dict(layer="input", score=[0.1, 0.2])))
-    with pytest.raises(ValueError, match="caption"):
-        plots.save_figure(fig, "x", "quick", table, "some figure", figure_runs("quick", "dai_time"))
-    plt.close(fig)
-
-
 SAVE = """
 import matplotlib; matplotlib.use("Agg")
-import sys, hashlib
-sys.path.insert(0, "tests")
-from pathlib import Path
-import pandas as pd
-from fake_runs import log, samples
-import numpy as np
+import hashlib
 from dainv import plots
-from dainv.runs import figure_runs
-rng = np.random.default_rng(0)
-table = log("dai", rng, 20)
-runs = figure_runs("quick", "dai_loss_dynamics")
-fig = plots.loss_heatmaps({"a": table, "b": table})
-paths = plots.save_figure(fig, "same", "quick", table, plots.caption_of("Same.", "quick", runs), runs)
-print({kind: hashlib.sha256(path.read_bytes()).hexdigest() for kind, path in paths.items()})
+from dainv.figure import Figure
+names = dict(profile="quick", __annotations__=dict(profile=str))
+figure = Figure("dai_loss_dynamics", names, title="Same", paper="dai", needs=["log.csv"])
+table = figure.table("log.csv")
+files = figure.save(plots.loss_heatmaps(figure.logs), table, figure.caption("Same."))
+print({kind: hashlib.sha256(path.read_bytes()).hexdigest() for kind, path in files.items()})
 """
 
 

@@ -7,16 +7,13 @@ __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'RDM_COLOURS', 'ATTACK_STYLES', 'use_s
            'score_boxes', 'epoch_ticks', 'layer_losses', 'loss_heatmaps', 'loss_grid', 'sample_panel', 'seed_intervals',
            'interval_text', 'Panel', 'interval_plot', 'Lines', 'line_plot', 'layer_ticks', 'number_table',
            'figure_parts', 'class_blocks', 'block_means', 'rdm_panels', 'embedding_panels', 'strength_places',
-           'attack_series', 'strongest', 'attack_curves', 'run_titles', 'run_tables', 'FigureParams', 'data_of',
-           'caption_of', 'save_figure']
+           'attack_series', 'strongest', 'attack_curves']
 
 # %% ../../nbs/reporting/70_plots.ipynb #7940ff55
-import json
 import textwrap
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,8 +21,6 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap, hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-
-from ..core.runs import FigureRun, atomic_write, figures_folder, provenance, sha256_of, write_json, write_table
 
 # %% ../../nbs/reporting/70_plots.ipynb #f2ef368d
 COLOURS = {"baseline": "#BA611B", "views": "#A9C8A4", "dai": "#38637B"}
@@ -750,131 +745,3 @@ def attack_curves(
     axes = dict(x_label="largest change of a pixel", y_label="accuracy (%)", ticks=ticks, limits=(-2, 102))
     panels = [Lines(title, table=table[table["label"] == title], **axes) for title in titles]
     return line_plot(panels, styles=ATTACK_STYLES, sharey=True)
-
-# %% ../../nbs/reporting/70_plots.ipynb #77dd00f3
-def run_titles(
-    runs: Sequence[FigureRun],
-) -> dict[str, str]:
-    "Role -> title: the label of its runs, with the role in brackets where two roles share a label."
-    labels = {run.role: run.label for run in runs}
-    shared = {x for x in labels.values() if list(labels.values()).count(x) > 1}
-    return {role: f"{label} ({role})" if label in shared else label for role, label in labels.items()}
-
-# %% ../../nbs/reporting/70_plots.ipynb #2d263772
-def run_tables(
-    runs: Sequence[FigureRun],
-    file: str,  # of the run folders: "cka.csv"
-) -> pd.DataFrame:
-    "The tables of all runs, one below the other, with the role, title and seed of each; the label of an image is `class`."
-    titles, names = run_titles(runs), {"label": "class"}
-    tables = [r.run.read_table(file).rename(columns=names) for r in runs]
-    tables = [t.assign(role=r.role, label=titles[r.role], seed=r.seed) for t, r in zip(tables, runs, strict=True)]
-    return pd.concat(tables, ignore_index=True)
-
-# %% ../../nbs/reporting/70_plots.ipynb #ccbfa082
-@dataclass
-class FigureParams:
-    "Parameters of a figure notebook."
-
-    profile: str = "quick"
-
-# %% ../../nbs/reporting/70_plots.ipynb #b023392f
-def data_of(
-    runs: Sequence[FigureRun],
-) -> list[dict]:
-    "Title and fingerprint of every data set that the runs used, without repetition."
-    found = {}
-    for run in sorted(runs, key=lambda run: not run.run.finished):
-        asked, known = run.run.params, {} if run.begun and not run.run.finished else run.run.result.get("data", {})
-        stated = {"name": asked.get("dataset", "data"), "title": asked.get("data_title", ""), **known}
-        entry = dict(title=stated.get("title") or stated["name"], fingerprint=stated.get("fingerprint", ""))
-        if not run.run.finished and any(entry["title"] == other["title"] for other in found.values()):
-            continue  # its data are described when it is finished, by others of the figure already
-        found[tuple(entry.values())] = entry | {k: stated[k] for k in ("n_train", "n_test") if k in stated}
-    return list(found.values())
-
-# %% ../../nbs/reporting/70_plots.ipynb #22e46668
-_OTHER_PROTOCOL = (
-    " The published values are for {}; the protocol of this profile differs, "
-    "so they stand beside ours for orientation, not as a target."
-)
-
-# %% ../../nbs/reporting/70_plots.ipynb #36af5571
-def _data_title(data: dict) -> str:
-    "Title and size of a data set."
-    return data["title"] + (f" ({data['n_train']:,} training images)" if "n_train" in data else "")
-
-# %% ../../nbs/reporting/70_plots.ipynb #aaf053dc
-def caption_of(
-    text: str,  # what the figure shows
-    profile: str,
-    runs: Sequence[FigureRun],
-    *,
-    published: str = "CIFAR-10 at full scale",  # what the published values are for; empty: there are none
-) -> str:
-    "The text with data set, profile, seeds, and a warning when the protocol is not the paper's."
-    seeds = sorted({run.seed for run in runs})
-    titles = " and ".join(map(_data_title, data_of(runs)))
-    counted = f"{len(seeds)} seeds ({', '.join(map(str, seeds))})" if len(seeds) > 1 else f"one seed ({seeds[0]})"
-    warning = _OTHER_PROTOCOL.format(published) if published and not profile.startswith("paper") else ""
-    return f"{text} Data: {titles}. Profile: {profile}, {counted}.{warning}"
-
-# %% ../../nbs/reporting/70_plots.ipynb #c0380915
-def _run_record(run: FigureRun) -> dict:
-    "What the provenance file says about one run."
-    if not run.run.finished:
-        asked = dict(name=run.run.name, role=run.role, label=run.label, seed=run.seed, params=run.run.params)
-        return dict(**asked, finished=False, epochs=len(run.run.log))
-    result = run.run.result
-    kept = {
-        k: result[k]
-        for k in ("commit", "dirty", "device", "provenance", "precision", "start", "metrics")
-        if k in result
-    }
-    return dict(name=run.run.name, role=run.role, label=run.label, seed=run.seed, params=run.run.params, **kept)
-
-# %% ../../nbs/reporting/70_plots.ipynb #4b212f3e
-def _records(table: pd.DataFrame | None) -> list[dict] | None:
-    "The rows of a table as plain dictionaries, missing values as None."
-    return None if table is None else json.loads(table.to_json(orient="records", double_precision=10))
-
-# %% ../../nbs/reporting/70_plots.ipynb #e55f7587
-def _savefig(fig: Figure, path: Path, kind: str) -> Path:
-    "The path of the picture, the same bytes for the same figure: dates and versions are left out."
-    undated = dict(png={"Software": None}, pdf={"CreationDate": None, "Creator": None, "Producer": None})[kind]
-    options = dict(format=kind, dpi=150, bbox_inches="tight", facecolor="white", metadata=undated)
-    with use_style():
-        return atomic_write(path, lambda temporary: fig.savefig(temporary, **options))
-
-# %% ../../nbs/reporting/70_plots.ipynb #4a24a45b
-def _provenance_record(profile: str, runs: Sequence[FigureRun], published, options, **stated) -> dict:
-    "What the JSON beside a figure says."
-    seeds = sorted({run.seed for run in runs})
-    where = dict(profile=profile, data=data_of(runs), seeds=seeds, options=options or {})
-    entries = dict(published=_records(published), runs=[_run_record(run) for run in runs], drawn_with=provenance())
-    return dict(schema=1, **stated, **where, **entries)
-
-# %% ../../nbs/reporting/70_plots.ipynb #1648e44d
-def save_figure(
-    fig: Figure,
-    name: str,  # of the files: dai_score
-    profile: str,  # quick, small, paper: the folder
-    data: pd.DataFrame,  # what the figure shows
-    caption: str,
-    runs: Sequence[FigureRun],
-    published: pd.DataFrame | None = None,  # as `dainv.reporting.paper.compare` returns it
-    *,
-    title: str = "",
-    options: dict | None = None,  # which reading of the paper was used: scheme, reference, denominators, ...
-) -> dict[str, Path]:
-    "The paths of the PNG, the PDF, the data as CSV and the provenance as JSON, in the folder of the profile."
-    if profile not in caption:
-        raise ValueError(f"caption: it must name the profile {profile!r} and the data set; `caption_of` adds both")
-    stem = figures_folder(profile) / name
-    paths = {kind: _savefig(fig, stem.with_suffix(f".{kind}"), kind) for kind in ("png", "pdf")}
-    paths["csv"] = write_table(stem.with_suffix(".csv"), data)
-    stated = dict(name=name, title=title or name, caption=caption, files={k: p.name for k, p in paths.items()})
-    record = _provenance_record(profile, runs, published, options, **stated)
-    plt.close(fig)
-    record["digests"] = {path.name: sha256_of(path) for path in paths.values()}
-    return {**paths, "json": write_json(stem.with_suffix(".json"), record)}
