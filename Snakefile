@@ -8,7 +8,7 @@ import time
 
 from dainv.jobs import exclusive
 from dainv.runs import figures_folder, profile_of, project_root, run_group, run_mismatch, runs_folder
-from dainv.workflow import asked_runs, check_profile, figure_needs, report_failures
+from dainv.workflow import MEASURED_BY, asked_runs, check_profile, figure_needs, report_failures
 
 PROFILE = str(config.get("profile", "quick"))
 if workflow.is_main_process and (problems := check_profile(PROFILE)):
@@ -62,9 +62,6 @@ def measured_on(run):
     asked = {**measure.get("common", {}), **measure.get(kind, {})}
     source = {"attack_source": f"{PROFILE}/{asked['attack_source']}-s{seed}"} if "attack_source" in asked else {}
     return {"run": f"{PROFILE}/{run}", **asked, **source}
-
-
-MEASURED_BY = {"train": "measure", "pretrain": "evaluate"}
 
 
 def trained_for(run):

@@ -6,18 +6,10 @@ from pathlib import Path
 import pytest
 
 from dainv.data import load_data
-from dainv.measuring import (
-    EVALUATIONS,
-    MEASURES,
-    PAIRS_KEYS,
-    AttackParams,
-    attack_rules,
-    evaluate_rules,
-    measure_data_rules,
-    measure_rules,
-    pairs_asked,
-)
+from dainv.evaluating import EVALUATIONS, evaluate_rules
+from dainv.measuring import MEASURES, measure_data_rules, measure_rules
 from dainv.runs import check_params, check_ranges
+from dainv.sweeping import PAIRS_KEYS, AttackParams, attack_rules, pairs_asked
 from dainv.workflow import notebook_params
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "nbs"
@@ -62,7 +54,15 @@ RIGHT = dict(
     measure=[
         {},
         dict(what=[], timing_steps=1),
-        dict(what=list(MEASURES), scheme="none", repeats=1, attack_images=1, attack_eps=[0.0, 1.0], attack_steps=1),
+        dict(
+            what=list(MEASURES),
+            timing_steps=1,
+            scheme="none",
+            repeats=1,
+            attack_images=1,
+            attack_eps=[0.0, 1.0],
+            attack_steps=1,
+        ),
         dict(probe_fractions=[1.0], attack_hard_eps=1.0, precision="bf16-mixed", seed=2**32 - 1),
     ],
     evaluate=[

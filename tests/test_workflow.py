@@ -22,7 +22,7 @@ from dainv.workflow import asked_runs, check_profile, figure_needs, missing_figu
 ROOT = Path(__file__).resolve().parents[1]
 ODD = "ä $HOME $(touch HIT) `touch HIT` 'q' \"d\" ; & so"
 RUN = "seeds: [0], runs: {a: {}}"
-FIGURE = "figures: {dai_time: {dai: a}}"
+FIGURE = "figures: {dai_score: {dai: a}}"
 
 
 @pytest.fixture
@@ -98,6 +98,11 @@ def test_the_experiments_of_the_project_are_right(profile):
         (f"p: {{{RUN}, figures: {{dai_tome: {{dai: a}}}}}}", "unknown key 'dai_tome'; did you mean 'dai_time'"),
         (f"p: {{{RUN}, figures: {{dai_time: {{dai: b}}}}}}", "dai_time, dai: 'b' is no run of this profile; known: a"),
         (f"p: {{{RUN}, figures: {{dai_time: }}}}", "dai_time: expected"),
+        (f"p: {{{RUN}, figures: {{dai_score: {{day: a}}}}}}", "dai_score: unknown key 'day'; did you mean 'dai'"),
+        (
+            f"p: {{{RUN}, figures: {{dai_time: {{dai: a}}}}}}",
+            "dai_time, dai: timing.csv is not measured on 'a'; ask for timing under `measure`",
+        ),
         (f"p: {{{RUN}, figures: {{invariance_pairs_matrix: {{}}}}}}", "there is no such section"),
         (
             f"p: {{seeds: [0], encoders: {{runs: {{a: {{start: b}}, b: {{start: a}}}}}}, {FIGURE}}}",
