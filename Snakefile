@@ -8,7 +8,15 @@ import time
 
 from dainv.jobs import exclusive
 from dainv.runs import figures_folder, profile_of, project_root, run_group, run_mismatch, runs_folder
-from dainv.workflow import MEASURED_BY, asked_runs, check_profile, figure_needs, report_failures
+from dainv.workflow import (
+    MEASURED_BY,
+    asked_runs,
+    check_profile,
+    figure_needs,
+    job_stamp,
+    measured_as_asked,
+    report_failures,
+)
 
 PROFILE = str(config.get("profile", "quick"))
 if workflow.is_main_process and (problems := check_profile(PROFILE)):
@@ -70,6 +78,17 @@ def trained_for(run):
     return [f"{RUNS}/{name.split('/', 1)[1]}/result.json" for name in (asked["run"], asked.get("attack_source")) if name]
 
 
+def stamp_of(job, notebook, asked, done_so=True):
+    "A file that is newer than what a job has made if its parameters or its code have changed since."
+    return job_stamp(PROFILE, job, project_root() / "nbs" / f"{notebook}.ipynb", asked, done_so)
+
+
+def measure_stamp(run):
+    "The same for the measuring of a run."
+    asked = measured_on(run)
+    return stamp_of(f"measure-{run}", MEASURED_BY[group_of(run)[0]], asked, measured_as_asked(PROFILE, run, asked))
+
+
 # One thread a run: two runs side by side train more images a second than one on two cores, and steps are timed as they
 # are trained. Huge pages and memory that is kept spare a narrow network's step up to a quarter of its time.
 # What is handed over stands in quotes (`:q`): no name or path can be taken for a command.
@@ -121,7 +140,7 @@ rule train:
 
 rule measure:
     input:
-        lambda w: trained_for(w.run),
+        lambda w: [*trained_for(w.run), measure_stamp(w.run)],
     output:
         RUNS + "/{run}/measured.json",
     params:
@@ -139,6 +158,8 @@ rule measure:
 
 
 rule pairs:
+    input:
+        lambda w: stamp_of("pairs", "pairs", SECTION.get("pairs", {})),
     output:
         f"{RUNS}/pairs.csv",
     params:
@@ -156,6 +177,7 @@ rule pairs:
 rule figure:
     input:
         lambda w: figure_needs(PROFILE, w.figure),
+        lambda w: stamp_of(f"figure-{w.figure}", f"figures/{w.figure}", SECTION["figures"][w.figure]),
     output:
         multiext(FIGURES + "/{figure}", ".png", ".pdf", ".csv", ".json"),
     params:
@@ -170,6 +192,7 @@ rule figure:
 rule report:
     input:
         [f"{FIGURES}/{figure}.json" for figure in SECTION["figures"]],
+        lambda w: stamp_of("report", "figures/report", {}),
     output:
         f"{FIGURES}/index.html",
     params:

@@ -11,6 +11,7 @@ import ast
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
+from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -80,6 +81,7 @@ def figure_spec(
     return None
 
 
+@cache
 def figure_specs() -> dict[str, FigureSpec]:
     "Name -> declaration of every figure notebook of the project."
     found = map(figure_spec, sorted((project_root() / "nbs" / "figures").glob("*.ipynb")))

@@ -5,20 +5,25 @@
 # %% auto #0
 __all__ = ['GROUP_KEYS', 'MEASURED_BY', 'notebook_params', 'shape_problems', 'seed_problems', 'section_problems', 'run_problems',
            'measure_problems', 'pairs_problems', 'measured_files', 'figure_problems', 'check_profile', 'asked_runs',
-           'figure_runs_of', 'figure_needs', 'jobs_behind', 'missing_figures', 'report_failures']
+           'figure_runs_of', 'figure_needs', 'code_digest', 'job_stamp', 'measured_as_asked', 'jobs_behind',
+           'missing_figures', 'report_failures']
 
 # %% ../../nbs/reporting/76_workflow.ipynb #68317547
 import ast
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import field, make_dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 from ..core.jobs import failed_jobs
 from dainv.core.runs import (
     TRAINED,
+    atomic_write,
     check_name,
     check_params,
     check_ranges,
@@ -27,6 +32,7 @@ from dainv.core.runs import (
     profile_of,
     profile_runs,
     project_root,
+    read_json,
     run_group,
     run_seeds,
     runs_folder,
@@ -258,6 +264,83 @@ def figure_needs(
     of_the_suite = [str(runs_folder() / profile / file) for file in sorted(needs & {"pairs.csv"})]
     file = "measured.json" if needs - {"pairs.csv", *TRAINED} else "result.json"
     return of_the_suite + [str(runs_folder() / name / file) for name in figure_runs_of(profile, figure)]
+
+# %% ../../nbs/reporting/76_workflow.ipynb #7ffb607b
+@cache
+def code_digest(
+    notebook: Path,
+) -> str:
+    "A digest of what a notebook does: of its code and of the modules of `dainv.reporting` behind it."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    modules, digest = [], hashlib.sha256()
+    sources = ["\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")]
+    for source in sources:  # which grows
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                name = (node.module or "").split(".")[-1]
+                path = project_root() / "dainv" / "reporting" / f"{name}.py"
+                if (
+                    name not in modules
+                    and path.exists()
+                    and (node.level == 1 or (node.module or "").startswith("dainv."))
+                ):
+                    modules.append(name)
+                    sources.append(path.read_text(encoding="utf-8"))
+            body = getattr(node, "body", None)
+            if (
+                isinstance(body, list)
+                and body
+                and isinstance(body[0], ast.Expr)
+                and isinstance(body[0].value, ast.Constant)
+            ):
+                node.body = body[1:] or [ast.Pass()]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+def job_stamp(
+    profile: str,  # quick, small, paper
+    job: str,  # name of its log: measure-ce-s0
+    notebook: Path,
+    asked: dict,  # its parameters
+    done_so: bool = True,  # whether what is there already was made in this way, where nothing says how it was made
+) -> str:
+    "The path of a file that is newer than what a job has made if the job, or its code, has changed since."
+    path = runs_folder() / profile / "logs" / f"{job}.asked"
+    made = path.with_suffix(".made")
+    text = json.dumps(dict(asked=asked, code=code_digest(notebook)), indent=1, sort_keys=True) + "\n"
+    write = {file: lambda temporary: temporary.write_text(text, encoding="utf-8") for file in (path, made)}
+    if done_so and not made.exists():
+        atomic_write(made, write[made])
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        atomic_write(path, write[path])
+    if made.exists() and made.read_text(encoding="utf-8") == text:
+        os.utime(path, (1, 1))
+    elif os.path.getmtime(path) == 1:
+        os.utime(path)
+    return str(path)
+
+# %% ../../nbs/reporting/76_workflow.ipynb #ffa29467
+def measured_as_asked(
+    profile: str,  # quick, small, paper
+    run: str,  # with its seed: ce-s0
+    asked: dict,  # parameters of nbs/measure.ipynb or nbs/evaluate.ipynb
+) -> bool:
+    "Whether a run has all the tables that are asked for, each made with these parameters; also where it is not measured yet."
+    folder, kind = runs_folder() / profile / run, run.rpartition("-s")[0]
+    if not (folder / "measured.json").exists():
+        return True
+    section = profile_of(profile)
+    recorded = read_json(folder / "measured.json")
+    params = vars(check_params(notebook_params(MEASURED_BY[run_group(section, kind)[0]]), asked))
+    chosen = {k: v for k, v in params.items() if k not in ("run", "what") and v not in ("auto", [])}
+    for file in measured_files(section, kind):
+        how = recorded.get("tables", {}).get(Path(file).stem, recorded)
+        left_out = file not in recorded.get("digests", {file: ""}) and (folder / file).exists()
+        if left_out or any(name in how and how[name] != value for name, value in chosen.items()):
+            return False
+    return True
 
 # %% ../../nbs/reporting/76_workflow.ipynb #ecb9bc79
 def jobs_behind(profile: str, figure: str) -> list[str]:
