@@ -5,8 +5,10 @@ import json
 import shutil
 import sys
 import time
+from collections import Counter
+from pathlib import Path
 
-from dainv.jobs import exclusive
+from dainv.jobs import exclusive, note_progress, show_progress
 from dainv.runs import figures_folder, profile_of, project_root, run_group, run_mismatch, runs_folder
 from dainv.workflow import (
     MEASURED_BY,
@@ -203,5 +205,21 @@ rule report:
         FIGURE
 
 
+END_DISPLAY = []
+
+
+onstart:
+    kinds = Counter(job.rule.name for job in workflow.dag.needrun_jobs() if job.rule.name not in ("all", "first_figure"))
+    note_progress(Path(LOGS), kinds=kinds, cores=workflow.cores)
+    END_DISPLAY.append(show_progress(Path(LOGS)))
+
+
+onsuccess:
+    for end in END_DISPLAY:
+        end()
+
+
 onerror:
+    for end in END_DISPLAY:
+        end()
     print(report_failures(PROFILE, since=BEGAN), file=sys.stderr)

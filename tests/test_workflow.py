@@ -11,13 +11,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
+import pandas as pd
 import pytest
 
-from dainv.jobs import exclusive, failed_jobs, run_notebook
-from dainv.runs import check_params, experiments, runs_folder, write_json
-from dainv.workflow import asked_runs, check_profile, figure_needs, missing_figures, notebook_params, report_failures
+from dainv.jobs import Progress, exclusive, failed_jobs, note_progress, run_notebook
+from dainv.runs import Measurement, Run, check_params, experiments, runs_folder, write_json
+from dainv.workflow import (
+    asked_runs,
+    check_profile,
+    code_digest,
+    figure_needs,
+    job_stamp,
+    measured_as_asked,
+    missing_figures,
+    notebook_params,
+    report_failures,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 ODD = "ä $HOME $(touch HIT) `touch HIT` 'q' \"d\" ; & so"
@@ -162,6 +174,65 @@ def test_why_a_figure_is_missing(file, folders):
     assert failed_jobs(logs, since=time.time() + 10) == {}
 
 
+def test_what_has_changed_is_made_anew(folders):
+    notebook = notebook_of(folders / "n.ipynb", "x: int = 1", "# says nothing\nx + 1")
+
+    def old(asked=None, done_so=True):
+        return os.path.getmtime(job_stamp("p", "measure-a-s0", notebook, asked or {}, done_so)) == 1
+
+    assert old() and old() and not old({"repeats": 3}) and old(), "a change that was taken back is none"
+    notebook_of(notebook, "x: int = 1", "x + 1  # a comment\n")
+    code_digest.cache_clear()
+    assert old(), "comments do nothing"
+    notebook_of(notebook, "x: int = 1", "x + 2")
+    code_digest.cache_clear()
+    assert not old() and not old()
+    done = job(runs_folder() / "p/logs/measure-a-s0.log", notebook, "{}")
+    assert done.returncode == 0 and old(), "once it is made, it is as asked"
+    (runs_folder() / "p/logs/measure-a-s0.made").unlink()
+    assert not old(done_so=False)
+
+
+def test_edited_plots_change_the_figures_that_use_them():
+    figure = ROOT / "nbs" / "figures" / "dai_time.ipynb"
+    text = (ROOT / "dainv" / "reporting" / "plots.py").read_text()
+    before = code_digest(figure)
+    code_digest.cache_clear()
+    with patch.object(Path, "read_text", lambda self, **how: self.read_bytes().decode().replace("0.27 *", "0.28 *")):
+        assert "0.27 *" in text and code_digest(figure) != before
+    code_digest.cache_clear()
+
+
+def test_measuring_is_compared_with_what_was_asked(file, folders):
+    run, asked = Run.open("p/a-s0", {"views": 8}), {"run": "p/a-s0", "what": ["score"], "repeats": 3}
+    file(f"p: {{{RUN}, measure: {{a: {{what: [score], repeats: 3}}}}, {FIGURE}}}")
+    assert measured_as_asked("p", "a-s0", asked), "what is not there is measured anyway"
+    for repeats, right in ((5, False), (3, True)):
+        measurement = Measurement(run)
+        measurement.write("score.parquet", pd.DataFrame({"score": [1.0]}))
+        measurement.finish({"run": "p/a-s0", "what": ["score"], "repeats": repeats, "precision": "32-true"})
+        assert measured_as_asked("p", "a-s0", asked) == right
+    file(f"p: {{{RUN}, measure: {{a: {{what: [score, probes], repeats: 3}}}}, {FIGURE}}}")
+    assert not measured_as_asked("p", "a-s0", asked | {"what": ["score", "probes"]})
+
+
+def test_progress_counts_jobs_and_epochs(tmp_path):
+    logs = tmp_path / "q" / "logs"
+    assert Progress.read(logs).seconds_left(0.0) == 0 and Progress.read(logs).total == 0
+    note_progress(logs, kinds={"train": 3, "measure": 3, "figure": 2, "report": 1}, cores=2)
+    note_progress(logs, job="train-a-s0", began=10.0)
+    assert Progress.read(logs).seconds_left(20.0) is None
+    (logs.parent / "a-s0").mkdir()
+    (logs.parent / "a-s0/params.json").write_text('{"epochs": 4}')
+    (logs.parent / "a-s0/log.csv").write_text("epoch\n1\n2\n")
+    found = Progress.read(logs)
+    assert found.seconds_left(20.0) == (6 * 20 + 3 * 4 - 10) / 2
+    assert found.line(20.0, 120) == "0 of 9 jobs done, 61 s left: train a-s0, epoch 3 of 4"
+    note_progress(logs, job="train-a-s0", began=10.0, ended=40.0, failed=False)
+    found = Progress.read(logs)
+    assert not found.running and found.ended == {"train-a-s0": 30.0} and len(found.line(40.0, 20)) < 20
+
+
 def notebook_of(path, *sources):
     "A notebook of these code cells, of which the first holds the parameters."
     content = nbformat.v4.new_notebook()
@@ -195,9 +266,11 @@ def test_a_job_says_how_it_went(tmp_path):
     assert (done.returncode, done.stderr) == (0, "") and "figure good: done in" in done.stdout
     assert (folder / "logs/figure-good.log").read_text() == "seen\n"
     done = job(folder / "logs/figure-bad.log", bad, '{"x": 0}', cwd=tmp_path)
-    assert done.returncode == 1 and "figure bad: FAILED: ZeroDivisionError: division by zero" in done.stdout
+    assert (
+        done.returncode == 1 and "figure bad: FAILED in code cell 2: ZeroDivisionError: division by zero" in done.stdout
+    )
     assert "1 / x" in (folder / "logs/figure-bad.log").read_text(), "the line that failed"
-    assert failed_jobs(folder / "logs") == {"figure-bad": "ZeroDivisionError: division by zero"}
+    assert failed_jobs(folder / "logs") == {"figure-bad": "in code cell 2: ZeroDivisionError: division by zero"}
     done = job(folder / "logs/figure-bad.log", "-m", "json.tool", "--help", cwd=tmp_path)
     assert done.returncode == 0 and failed_jobs(folder / "logs") == {}
     done = job(folder / "logs/train-none.log", "-m", "json.tool", "nowhere.json", cwd=tmp_path)
@@ -262,11 +335,16 @@ def test_what_does_not_need_the_failed_run_is_made(odd, folders):
     (folders / "e.yaml").write_text(profile_of_two(dataset="folder", data_root="nowhere"))
     done = subprocess.run(odd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 1
-    assert "train bad-s0: FileNotFoundError" in done.stderr and "Figures that are missing: dai_score" in done.stderr
+    assert re.search(r"train bad-s0: in code cell \d: FileNotFoundError", done.stderr)
+    assert "Figures that are missing: dai_score" in done.stderr
     figures = folders / ODD / "figures" / "quick"
     assert (figures / "dai_loss_dynamics.png").exists() and not (figures / "dai_score.png").exists()
     page = (figures / "index.html").read_text()
-    assert "dai_loss_dynamics.png" in page and "train bad-s0 failed: FileNotFoundError" in page
+    assert "dai_loss_dynamics.png" in page and re.search(
+        r"train bad-s0 failed: in code cell \d: FileNotFoundError", page
+    )
+    assert not re.search("IPKernelApp", (folders / ODD / "runs/quick/logs/train-größer=1-s0.log").read_text())
+    assert re.search(r"^\[\d/\d\] figure dai_loss_dynamics: done in", done.stdout, re.M)
     assert len((done.stdout + done.stderr).splitlines()) < 30 and "IPKernelApp" not in done.stdout + done.stderr
     assert not list(folders.rglob("HIT"))
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUP_KEYS', 'MEASURED_BY', 'notebook_params', 'shape_problems', 'seed_problems', 'section_problems', 'run_problems',
-           'measure_problems', 'pairs_problems', 'measured_files', 'figure_problems', 'check_profile', 'asked_runs',
+           'measure_problems', 'pairs_problems', 'measures_of', 'figure_problems', 'check_profile', 'asked_runs',
            'figure_runs_of', 'figure_needs', 'code_digest', 'job_stamp', 'measured_as_asked', 'jobs_behind',
            'missing_figures', 'report_failures']
 
@@ -176,19 +176,19 @@ def pairs_problems(where: str, section: dict) -> Iterator[str]:
         yield f"{here}: {error}"
 
 # %% ../../nbs/reporting/76_workflow.ipynb #e54c2251
-def measured_files(
+def measures_of(
     section: dict,  # of a suite
     run: str,  # a name under its `runs`, or under `runs` of its `encoders`
-) -> set[str]:
-    "Files that are measured on a run, as far as what is asked of it is right."
+) -> dict[str, tuple[str, ...]]:
+    "What is measured on a run, by name, and the files that it leaves; empty where what is asked is wrong."
     notebook, group = run_group(section, run)
     asked = {**group.get("measure", {}).get("common", {}), **group.get("measure", {}).get(run, {}), "run": run}
     try:
         params = check_params(notebook_params(MEASURED_BY[notebook]), asked)
     except ValueError:
-        return set()
+        return {}
     registry, names = (MEASURES, asked_measures(params)) if notebook == "train" else (EVALUATIONS, params.what)
-    return {file for name in names if name in registry for file in registry[name].files}
+    return {name: registry[name].files for name in names if name in registry}
 
 
 def figure_problems(where: str, section: dict) -> Iterator[str]:
@@ -196,6 +196,10 @@ def figure_problems(where: str, section: dict) -> Iterator[str]:
     made = {file for registry in (MEASURES, EVALUATIONS) for measure in registry.values() for file in measure.files}
     every = {**section.get("runs", {}), **section.get("encoders", {}).get("runs", {})}
     specs = figure_specs()
+
+    def left_on(run: str) -> set[str]:
+        return {file for files in measures_of(section, run).values() for file in files}
+
     yield from shape_problems(f"{where}, figures", section["figures"], specs)
     for figure, roles in section["figures"].items():
         here = f"{where}, figures, {figure}"
@@ -203,7 +207,7 @@ def figure_problems(where: str, section: dict) -> Iterator[str]:
         for role, run in roles.items() if isinstance(roles, dict) else ():
             if run not in every:
                 yield f"{here}, {role}: {run!r} is no run of this profile; known: {', '.join(every)}"
-            elif figure in specs and (missing := set(specs[figure].needs) & made - measured_files(section, run)):
+            elif figure in specs and (missing := set(specs[figure].needs) & made - left_on(run)):
                 asking = [name for r in (MEASURES, EVALUATIONS) for name, m in r.items() if missing & set(m.files)]
                 yield f"{here}, {role}: {min(missing)} is not measured on {run!r}; ask for {asking[0]} under `measure`"
         if figure in specs and (unknown := set(specs[figure].needs) - made - {*TRAINED, "pairs.csv"}):
@@ -335,11 +339,13 @@ def measured_as_asked(
     recorded = read_json(folder / "measured.json")
     params = vars(check_params(notebook_params(MEASURED_BY[run_group(section, kind)[0]]), asked))
     chosen = {k: v for k, v in params.items() if k not in ("run", "what") and v not in ("auto", [])}
-    for file in measured_files(section, kind):
-        how = recorded.get("tables", {}).get(Path(file).stem, recorded)
-        left_out = file not in recorded.get("digests", {file: ""}) and (folder / file).exists()
-        if left_out or any(name in how and how[name] != value for name, value in chosen.items()):
+    for measure, files in measures_of(section, kind).items():
+        tables = [recorded.get("tables", {}).get(Path(file).stem) for file in files]
+        if not any(tables) and measure not in recorded.get("what", [measure]):
             return False
+        for how in filter(None, [*tables, recorded if measure in recorded.get("what", []) else None]):
+            if any(name in how and how[name] != value for name, value in chosen.items()):
+                return False
     return True
 
 # %% ../../nbs/reporting/76_workflow.ipynb #ecb9bc79
