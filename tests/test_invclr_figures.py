@@ -372,13 +372,13 @@ def test_twins_agree_in_everything_but_the_penalty():
     runs += [figure_run("gradient", 1, penalty_weight=0.1, epochs=5, start="quick/base-s1", penalty="gradient")]
     runs += [figure_run("strong", penalty_weight=0.5, epochs=5, start="")]
     runs += [figure_run("weak", penalty_weight=0.5, epochs=6, start="quick/base-s0")]
-    assert ip.twins(runs) == dict(gradient="plain")
+    assert ip.paired_runs(runs) == dict(gradient="plain")
 
 
 @pytest.mark.parametrize("name", ["temperature", "momentum", "schedule", "test_size", "precision", "ramp_epochs"])
 def test_no_twin_differs_in_anything_else(name):
     plain, other = (figure_run(role, penalty_weight=w, **{name: w}) for role, w in (("plain", 0.0), ("gradient", 0.1)))
-    assert ip.twins([plain, other]) == {}
+    assert ip.paired_runs([plain, other]) == {}
 
 
 def test_ratios_pair_seeds_and_drop_what_has_no_counterpart():

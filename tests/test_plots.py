@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from matplotlib.cbook import boxplot_stats
 from scipy import stats
 
-from dainv import plots
+from dainv import attack_plots, layer_plots, plots, representation_plots
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "nbs" / "figures"
@@ -64,7 +64,7 @@ def drawn(tmp_path_factory):
 @pytest.mark.parametrize("n", [5, 40, 1000])
 def test_box_statistics_are_those_of_matplotlib(n):
     values = np.random.default_rng(n).standard_t(2, n)
-    ours = plots.box_statistics(pd.DataFrame(dict(layer="input", score=values))).iloc[0]
+    ours = layer_plots.box_statistics(pd.DataFrame(dict(layer="input", score=values))).iloc[0]
     theirs = boxplot_stats(values)[0]
     names = dict(q1="q1", med="median", q3="q3", whislo="whisker_low", whishi="whisker_high", cilo="notch_low")
     for theirs_name, our_name in {**names, "cihi": "notch_high"}.items():
@@ -72,9 +72,9 @@ def test_box_statistics_are_those_of_matplotlib(n):
 
 
 def test_box_statistics_of_constant_and_single_values():
-    flat = plots.box_statistics(pd.DataFrame(dict(layer="input", score=[0.5] * 7))).iloc[0]
+    flat = layer_plots.box_statistics(pd.DataFrame(dict(layer="input", score=[0.5] * 7))).iloc[0]
     assert flat.whisker_low == flat.q1 == flat["median"] == flat.q3 == flat.whisker_high == 0.5
-    assert plots.box_statistics(pd.DataFrame(dict(layer="a", score=[0.3]))).loc[0, "n"] == 1
+    assert layer_plots.box_statistics(pd.DataFrame(dict(layer="a", score=[0.3]))).loc[0, "n"] == 1
 
 
 def test_boxes_stand_side_by_side_in_the_paper_colours():
@@ -82,7 +82,7 @@ def test_boxes_stand_side_by_side_in_the_paper_colours():
     rows = [
         dict(role=r, label=r, layer=x, score=s) for r in ("baseline", "dai") for x in layers for s in (0.1, 0.5, 0.6)
     ]
-    fig = plots.score_boxes(pd.DataFrame(rows))
+    fig = layer_plots.score_boxes(pd.DataFrame(rows))
     colours = [matplotlib.colors.to_hex(p.get_facecolor()).upper() for p in fig.axes[0].patches]
     assert colours == ["#BA611B"] * 2 + ["#38637B"] * 2
     middles = [p.get_path().vertices[:, 0].mean() for p in fig.axes[0].patches]
@@ -93,14 +93,14 @@ def test_boxes_stand_side_by_side_in_the_paper_colours():
 def test_boxes_do_not_depend_on_the_order_of_rows_within_a_layer():
     scores = pd.DataFrame(dict(layer=["input"] * 50 + ["conv1"] * 50, score=np.random.default_rng(0).random(100)))
     mixed = pd.concat([part.sample(frac=1, random_state=1) for _, part in scores.groupby("layer", sort=False)])
-    pd.testing.assert_frame_equal(plots.box_statistics(scores), plots.box_statistics(mixed))
+    pd.testing.assert_frame_equal(layer_plots.box_statistics(scores), layer_plots.box_statistics(mixed))
 
 
 def test_layers_keep_their_order_of_appearance_as_text_and_as_category():
     scores = pd.DataFrame(dict(role="dai", layer=["input", "conv10", "conv2"] * 4, score=np.arange(12.0)))
     categories = scores.assign(layer=scores["layer"].astype("category"))
     for table in (scores, categories):
-        assert plots.box_statistics(table)["layer"].tolist() == ["input", "conv10", "conv2"]
+        assert layer_plots.box_statistics(table)["layer"].tolist() == ["input", "conv10", "conv2"]
 
 
 @pytest.mark.parametrize("n", [2, 3, 10, 31, 200])
@@ -120,7 +120,7 @@ def test_one_seed_has_no_interval():
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 15, 30, 60, 200, 350, 1000])
 def test_epoch_ticks_fit_and_end_at_the_last_epoch(epochs):
-    ticks = plots.epoch_ticks(epochs)
+    ticks = layer_plots.epoch_ticks(epochs)
     assert ticks[-1] == epochs and ticks == sorted(set(ticks)) and ticks[0] >= 1
     assert np.diff(np.sqrt(ticks)).min(initial=np.inf) >= 0.07 * np.sqrt(epochs)
 
@@ -129,14 +129,14 @@ def test_layer_losses_average_over_seeds_and_skip_unmeasured_layers():
     log = pd.DataFrame(
         dict(epoch=[1, 2, 1, 2], loss=9.0, invariance_conv1=[0.2, 0.4, 0.4, 0.8], invariance_conv2=np.nan)
     )
-    table = plots.layer_losses(log)
+    table = layer_plots.layer_losses(log)
     assert table["layer"].tolist() == ["conv1", "conv1"] and table["n"].tolist() == [2, 2]
     assert table["loss"].tolist() == pytest.approx([0.3, 0.6]) and table["highest"].tolist() == [0.4, 0.8]
 
 
 def test_heatmap_shows_the_losses_at_their_epochs():
     log = pd.DataFrame(dict(epoch=[1, 2, 3], invariance_conv1=[0.1, 0.2, 0.3], invariance_conv2=[0.4, 0.5, 0.6]))
-    fig = plots.loss_heatmaps({"a": log, "b": log})
+    fig = layer_plots.loss_heatmaps({"a": log, "b": log})
     mesh = fig.axes[1].collections[0]
     assert np.allclose(mesh.get_array(), [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
     assert np.allclose(mesh.get_coordinates()[0, :, 0] ** 2, [0.5, 1.5, 2.5, 3.5])
@@ -169,24 +169,24 @@ def test_colours_stay_apart_for_every_reader():
 
 def test_class_losses_have_a_prefix_of_their_own():
     log = pd.DataFrame(dict(epoch=[1, 2], invariance_conv1=[0.1, 0.2], class_invariance_conv1=[1.1, 1.2]))
-    assert plots.layer_losses(log)["loss"].tolist() == [0.1, 0.2]
-    assert plots.layer_losses(log, "class_invariance_")["loss"].tolist() == [1.1, 1.2]
+    assert layer_plots.layer_losses(log)["loss"].tolist() == [0.1, 0.2]
+    assert layer_plots.layer_losses(log, "class_invariance_")["loss"].tolist() == [1.1, 1.2]
     with pytest.raises(ValueError, match="class_invariance_<layer>"):
-        plots.layer_losses(log.drop(columns="class_invariance_conv1"), "class_invariance_")
+        layer_plots.layer_losses(log.drop(columns="class_invariance_conv1"), "class_invariance_")
 
 
 def test_loss_grid_keeps_layers_in_line_where_a_loss_is_missing():
     layers = ("conv1", "conv2", "conv3")
     whole = pd.DataFrame(dict(epoch=[1, 2], **{f"a_{layer}": [0.5, 1.23] for layer in layers}))
     part = whole.assign(a_conv1=np.nan, a_conv2=np.nan, b_conv2=[0.1, 0.2])
-    fig = plots.loss_grid({"whole": whole, "part": part}, {"a_": "one", "b_": "other"})
+    fig = layer_plots.loss_grid({"whole": whole, "part": part}, {"a_": "one", "b_": "other"})
     meshes = [ax.collections[0] if ax.collections else None for ax in fig.axes[:4]]
     assert [m is None for m in meshes] == [False, True, False, False]
     assert meshes[0].get_clim()[1] == pytest.approx(1.3) and fig.axes[1].texts[0].get_text() == "not measured"
     rows = [np.ma.getmaskarray(m.get_array()).all(1).tolist() for m in meshes if m is not None]
     assert rows == [[False] * 3, [True, True, False], [True, False, True]]
     with pytest.raises(ValueError, match="b_.*with values"):
-        plots.loss_grid({"whole": whole}, {"b_": "other"})
+        layer_plots.loss_grid({"whole": whole}, {"b_": "other"})
     plt.close("all")
 
 
@@ -196,7 +196,7 @@ def test_block_means_are_those_of_the_pairs(sizes, seed):
     labels = np.repeat(np.arange(len(sizes)), sizes)
     half = np.random.default_rng(seed).random((len(labels), len(labels)))
     matrix = np.triu(half, 1) + np.triu(half, 1).T
-    blocks = plots.block_means(matrix, labels)
+    blocks = representation_plots.block_means(matrix, labels)
     assert blocks["pairs"].sum() == len(labels) * (len(labels) - 1)
     others = ~np.eye(len(labels), dtype=bool)
     for row in blocks.itertuples():
@@ -207,31 +207,31 @@ def test_block_means_are_those_of_the_pairs(sizes, seed):
 def test_drawn_cells_never_cross_the_border_of_a_class():
     labels = np.repeat([3, 1], [80, 120])
     matrix = (labels[:, None] != labels).astype(float)
-    drawn = plots._averaged(matrix, labels, cells=10)
+    drawn = representation_plots.averaged_in_classes(matrix, labels, cells=10)
     # 40 divides both classes but leaves 5 cells; 20 leaves 10
     assert drawn.shape == (10, 10) and set(np.unique(drawn)) == {0.0, 1.0}
-    assert plots.class_blocks(labels) == {3: (0, 80), 1: (80, 200)}
-    assert plots._averaged(matrix[:-1, :-1], labels[:-1], cells=10).shape == (199, 199)
+    assert representation_plots.class_blocks(labels) == {3: (0, 80), 1: (80, 200)}
+    assert representation_plots.averaged_in_classes(matrix[:-1, :-1], labels[:-1], cells=10).shape == (199, 199)
 
 
 def test_matrices_have_their_own_scales_and_class_names():
     labels = np.repeat(np.arange(3), 4)
     matrix = (labels[:, None] != labels) + 0.0
-    fig = plots.rdm_panels({"a": matrix, "b": 50 * matrix}, labels, ["x", "y", "z"], notes={"b": "far"})
+    fig = representation_plots.rdm_panels({"a": matrix, "b": 50 * matrix}, labels, ["x", "y", "z"], notes={"b": "far"})
     images = [ax.images[0] for ax in fig.axes[:2]]
     assert [image.get_clim() for image in images] == [(0, 1), (0, 50)]
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["x", "y", "z"]
     assert [ax.get_xlabel() for ax in fig.axes[:2]] == ["", "far"]
     # a collapsed layer, in which all images coincide, can be drawn, too
-    plots.rdm_panels({"flat": 0 * matrix}, labels, ["x", "y", "z"])
+    representation_plots.rdm_panels({"flat": 0 * matrix}, labels, ["x", "y", "z"])
     plt.close("all")
 
 
 def test_strengths_stand_on_a_logarithmic_axis_with_zero_at_its_left():
-    places, ticks = plots.strength_places([0.3, 0, 0.003, 0.03, 0.03])
+    places, ticks = attack_plots.strength_places([0.3, 0, 0.003, 0.03, 0.03])
     assert list(places) == [0, 0.003, 0.03, 0.3] and np.diff(list(places.values())) == pytest.approx([1, 1, 1])
     assert list(ticks.values()) == ["0", "0.003", "0.03", "0.3"]
-    assert len(plots.strength_places([0])[0]) == 1 and 0 not in plots.strength_places([0.1])[0]
+    assert len(attack_plots.strength_places([0])[0]) == 1 and 0 not in attack_plots.strength_places([0.1])[0]
 
 
 def test_the_strongest_attack_of_a_series_counts_run_by_run():
@@ -242,7 +242,9 @@ def test_the_strongest_attack_of_a_series_counts_run_by_run():
     rows += [row | dict(seed=0, steps=200, restarts=1, source="self", accuracy=0.3)]
     rows += [row | dict(seed=0, steps=40, restarts=1, source="self", accuracy=0.0, victim="another")]
     rows += [row | dict(seed=0, steps=40, restarts=1, source="self", accuracy=0.1, label_kind="truth")]
-    found = plots.strongest(plots.attack_series(pd.DataFrame(rows))).set_index(["series", "seed"])["accuracy"]
+    found = attack_plots.strongest(attack_plots.attack_series(pd.DataFrame(rows))).set_index(["series", "seed"])[
+        "accuracy"
+    ]
     assert found.to_dict() == {
         ("PGD", 0): 0.5,
         ("PGD", 1): 0.6,
@@ -280,7 +282,7 @@ def test_style_is_restored_even_after_an_error():
     with pytest.raises(KeyError), plots.use_style():
         assert plt.rcParams["pdf.fonttype"] == 42
         raise KeyError
-    plt.close(plots.score_boxes(pd.DataFrame(dict(layer="input", score=[0.1, 0.2, 0.3]))))
+    plt.close(layer_plots.score_boxes(pd.DataFrame(dict(layer="input", score=[0.1, 0.2, 0.3]))))
     assert dict(plt.rcParams) == before
 
 
@@ -431,12 +433,12 @@ def test_an_unfinished_run_is_not_drawn(monkeypatch, tmp_path):
 SAVE = """
 import matplotlib; matplotlib.use("Agg")
 import hashlib
-from dainv import plots
+from dainv import layer_plots
 from dainv.figure import Figure
 names = dict(profile="quick", __annotations__=dict(profile=str))
 figure = Figure("dai_loss_dynamics", names, title="Same", paper="dai", needs=["log.csv"])
 table = figure.table("log.csv")
-files = figure.save(plots.loss_heatmaps(figure.logs), table, figure.caption("Same."))
+files = figure.save(layer_plots.loss_heatmaps(figure.logs), table, figure.caption("Same."))
 print({kind: hashlib.sha256(path.read_bytes()).hexdigest() for kind, path in files.items()})
 """
 
@@ -479,27 +481,27 @@ def two_models(column):
 @pytest.mark.parametrize("column", ["label", "model", "role"])
 def test_two_models_are_two_boxes(column):
     table = two_models(column)
-    fig = plots.score_boxes(table)
+    fig = layer_plots.score_boxes(table)
     boxes = [patch for patch in fig.axes[0].patches if patch.get_label()]
     assert len(fig.axes[0].patches) == 4 and len({patch.get_facecolor() for patch in boxes}) == 2
     left = {round(patch.get_path().vertices[:, 0].mean(), 3) for patch in fig.axes[0].patches}
     assert len(left) == 4 and fig.legends
     plt.close(fig)
     with pytest.raises(ValueError, match="tell models apart by a column label"):
-        plots.score_boxes(table.drop(columns=column))
+        layer_plots.score_boxes(table.drop(columns=column))
 
 
 def test_layers_without_a_score_have_no_box():
     table = two_models("label")
     table.loc[table.layer == "fc", "score"] = np.nan
     table.loc[0, "score"] = np.nan
-    statistics = plots.box_statistics(table)
+    statistics = layer_plots.box_statistics(table)
     assert statistics.n.tolist() == [39, 0, 40, 0] and statistics["median"].isna().tolist() == [
         False,
         True,
         False,
         True,
     ]
-    fig = plots.score_boxes(table)
+    fig = layer_plots.score_boxes(table)
     assert len(fig.axes[0].patches) == 2 and len(fig.axes[0].get_xticks()) == 2
     plt.close(fig)
