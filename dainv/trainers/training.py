@@ -33,7 +33,7 @@ from ..core.runs import Run, check_name, check_params, check_ranges, data_folder
 from ..inputs.augment import SCHEMES, draw_views, scheme, transform
 from ..inputs.data import ImageData, load_data, restricted
 from ..inputs.sampling import ViewSampler
-from ..losses.invariance import METRICS, WITHOUT_PAIRS, BatchObjective, InvarianceObjective, pooled
+from ..losses.invariance import METRICS, BatchObjective, InvarianceObjective, pooled
 from ..measures.collapse import effective_rank, pc1_share
 from ..measures.probes import ProbedModel, fit_linear_probe
 from ..measures.representation import layer_features
@@ -126,10 +126,14 @@ def _objective_rules(p: TrainParams) -> list[tuple[str, bool, str]]:
         ("metric", p.metric in METRICS, f"one of {', '.join(METRICS)}"),
         ("pairs", p.pairs in ("distinct", "all"), "distinct or all"),
         ("reference", p.reference in ("all", "same_class"), "all or same_class"),
-        ("pairs", p.metric not in WITHOUT_PAIRS or p.pairs == "distinct", f"distinct: {p.metric} counts no pairs"),
+        (
+            "pairs",
+            p.metric not in METRICS or METRICS[p.metric].pairs or p.pairs == "distinct",
+            f"distinct: {p.metric} counts no pairs",
+        ),
         (
             "reference",
-            p.metric not in WITHOUT_PAIRS or p.reference == "all",
+            p.metric not in METRICS or METRICS[p.metric].pairs or p.reference == "all",
             f"all: {p.metric} refers to the whole batch",
         ),
         ("weights", p.weights in ("exponential", "linear", "uniform"), "exponential, linear or uniform"),
