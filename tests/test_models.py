@@ -78,8 +78,8 @@ def test_weights_start_glorot_uniform_and_biases_at_zero():
         (dict(width=float("nan")), "width=nan"),
         (dict(width=float("inf")), "width=inf"),
         (dict(in_size=4), "in_size=4"),
-        (dict(depth=9), "depth=9.*allcnn are fixed"),
-        (dict(name="resnet18", depth=18), "depth=18.*resnet18 are fixed"),
+        (dict(depth=9), "depth=9: allcnn is built one way only; it is an option of wrn, densenet"),
+        (dict(name="resnet18", depth=18), "depth=18: resnet18 is built one way only"),
         (dict(name="resnet50", in_size=7), "in_size=7"),
         (dict(name="small"), "model='small' is unknown"),
         (dict(name="wrn", depth=27), r"depth=27.*6 n \+ 4"),
@@ -111,7 +111,9 @@ def test_a_linear_top_is_a_plain_convolution_with_the_same_weights():
 
 @pytest.mark.parametrize("name", ["wrn", "densenet", *RESNETS])
 def test_a_linear_top_is_refused_where_the_classifier_is_linear_anyway(name):
-    with pytest.raises(ValueError, match="option of All-CNN"):
+    with pytest.raises(
+        ValueError, match="linear_top=True: .* is built one way only; it is an option of allcnn, allcnn_large"
+    ):
         build_model(name, 5, width=0.1, depth=0 if name in RESNETS else 10, linear_top=True)
 
 
@@ -457,7 +459,7 @@ def test_an_encoder_is_measured_and_evaluated_like_a_model(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(name="allcnn"), "encoder='allcnn' is unknown; known: small, resnet18, resnet50"),
+        (dict(name="allcnn"), "encoder='allcnn' is unknown; known: resnet18, resnet50, small"),
         (dict(width=0), "width=0"),
         (dict(width=float("nan")), "width=nan"),
         (dict(in_size=7), "in_size=7: small needs images of at least 8 x 8"),
@@ -544,9 +546,9 @@ def test_a_network_with_batch_normalisation_goes_on_with_the_statistics_that_it_
         ("allcnn", dict(init="xavier"), "init='xavier'.*glorot, he"),
         ("allcnn", dict(init_gain=0.0), "init_gain=0.0"),
         ("allcnn", dict(init_gain=float("nan")), "init_gain=nan"),
-        ("wrn", dict(batch_norm=False), "batch_norm: an option of All-CNN"),
-        ("resnet18", dict(init="he"), "init: an option of All-CNN"),
-        ("densenet", dict(init_gain=2.0), "init_gain: an option of All-CNN"),
+        ("wrn", dict(batch_norm=False), "batch_norm=.* is built one way only; it is an option of allcnn"),
+        ("resnet18", dict(init="he"), "init=.* is built one way only; it is an option of allcnn"),
+        ("densenet", dict(init_gain=2.0), "init_gain=.* is built one way only; it is an option of allcnn"),
     ],
 )
 def test_impossible_readings_are_named(name, options, message):

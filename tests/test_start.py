@@ -100,7 +100,7 @@ MISTAKES = [
     ({"start": "nowhere.pth"}, "nowhere.pth: there is no such file"),
     ({"start": "ten.safetensors"}, "conv9.conv.bias has the shape (10,), expected (2,)"),
     ({"start": "cut.safetensors"}, "cut.safetensors: it is truncated, damaged or of another format"),
-    ({"start": "module.pt"}, "module.pt: it holds more than tensors (dainv.models.AllCNN)"),
+    ({"start": "module.pt"}, "module.pt: it holds more than tensors (dainv.networks.models.AllCNN)"),
     ({"start": "none.pt"}, "none.pt: it holds the keys epoch and no weights"),
 ]
 

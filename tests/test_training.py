@@ -189,7 +189,7 @@ def test_a_diverging_run_stops(tiny, monkeypatch):
         ({"init": "xavier"}, "init='xavier': expected one of glorot, he"),
         ({"init_gain": 0.0}, "init_gain=0.0"),
         ({"model": "wrn", "batch_norm": False}, "batch_norm=False: expected True: wrn is built one way only"),
-        ({"model": "densenet", "init": "he"}, "init='he': expected empty"),
+        ({"model": "densenet", "init": "he"}, "init='he': expected ''"),
         ({"lr_decay": -0.5}, "lr_decay=-0.5"),
         ({"batch_size": 4096}, "lower batch_size"),
         ({"train_size": 1000}, "train_size"),
