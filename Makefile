@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: figures test lab readme dry-run benchmarks constraints
 
 # --nolock: Snakemake's lock stays behind after kill -9 or a power cut. The Snakefile has one that does not.
-figures: $(READY)  ## every figure of a profile: make figures PROFILE=small CORES=2
+figures: $(READY)  ## every figure of a suite: make figures PROFILE=small CORES=2
 	@$(SNAKEMAKE) --resources gpu=1 --nolock --rerun-incomplete --keep-going --prioritize first_figure \
 	    --quiet all -- first_figure all < /dev/null
 	@echo 'Open paper_figures/$(PROFILE)/index.html'

@@ -1,4 +1,4 @@
-# train -> measure -> figure -> report, for one profile of experiments.yaml:
+# train -> measure -> figure -> report, for one suite of experiments.yaml:
 #     python -m snakemake --cores 2 --config profile=quick
 # The same file runs on Slurm or Kubernetes with Snakemake's executor plugins.
 import json
@@ -55,12 +55,12 @@ def asked_of(run):
 
 
 def group_of(run):
-    "The notebook that trains a run, and the part of the profile that lists it."
+    "The notebook that trains a run, and the part of the suite that lists it."
     return run_group(SECTION, run.rpartition("-s")[0])
 
 
 def started_from(run):
-    "The result of the run that this one goes on from, if it is one of the profile."
+    "The result of the run that this one goes on from, if it is one of the suite."
     start = TRAINED[f"{PROFILE}/{run}"].get("start", "")
     return [f"{RUNS}/{start.removeprefix(PROFILE + '/')}/result.json"] if start in TRAINED else []
 

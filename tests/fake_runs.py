@@ -256,7 +256,7 @@ CONTRASTIVE = {
     "gradient": ("gradient", 0.01, 0.8, 0.5, 0.7),
     "weak": ("gradient", 0.001, 0.95, 0.8, 0.9),
     "strong": ("gradient", 0.1, 1.3, 0.05, 0.03),
-    "twin": ("twin", 1.0, 0.85, 0.4, 0.6),
+    "finite_difference": ("twin", 1.0, 0.85, 0.4, 0.6),
     "forward": ("forward", 0.01, 0.9, 0.6, 0.8),
 }
 _NAMED = ("samples", "variance", "alpha", "target_error", "tasks", "averaging", "averaging_kinds", "ensembling")

@@ -27,7 +27,7 @@ from dainv.spirograph import parameter_bounds, spirograph_task
 from dainv.views import Drawn, SpirographViews
 
 NAMES = [*INVCLR, "invclr_defects"]
-DRAWINGS = ("plain", "gradient", "twin")
+DRAWINGS = ("plain", "gradient", "finite_difference")
 PHOTOGRAPHS = ("plain", "gradient")
 
 
@@ -87,7 +87,7 @@ def test_figure_has_four_files_and_its_origin(drawn, profile, name):
     folder = drawn / profile
     assert len(table) and (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert (folder / f"{name}.png").stat().st_size < 300_000 and (folder / f"{name}.pdf").stat().st_size < 300_000
-    assert f"Profile: {profile}" in record["caption"] and record["options"] and "commit" in record["drawn_with"]
+    assert f"Suite: {profile}" in record["caption"] and record["options"] and "commit" in record["drawn_with"]
     if name != "invclr_defects":
         title = dict(quick="Spirograph (16 pixels)", paper="CIFAR-10")[profile]
         assert title in record["caption"] and [data["title"] for data in record["data"]] == [title]
@@ -101,7 +101,7 @@ def test_caption_says_what_the_published_values_are_for(drawn, name):
     assert compared == (name not in ("invclr_jitter", "invclr_labels", "invclr_ensembling"))
     assert ("Spirograph drawings normalised by rows" in record["caption"]) == compared
     assert "for CIFAR-10" not in record["caption"]
-    assert "protocol of this profile differs" not in shown(drawn, name, "paper")[1]["caption"]
+    assert "protocol of this suite differs" not in shown(drawn, name, "paper")[1]["caption"]
 
 
 def geometric(values):
@@ -122,7 +122,7 @@ def test_claims_are_the_paired_ratios_of_the_run_folders(drawn):
         found = pd.read_csv(folder / "downstream.csv")
         return found.query(" and ".join(f"{k} == '{v}'" for k, v in where.items()))["value"].item()
 
-    for role in ("gradient", "twin"):
+    for role in ("gradient", "finite_difference"):
         for method in ("single", "averaged"):
             for task in ("mean", "b"):
                 where = dict(method=method, task=task)
@@ -142,13 +142,13 @@ def test_claims_are_the_paired_ratios_of_the_run_folders(drawn):
 def test_claims_about_variance_are_ratios_to_the_run_without_penalty(drawn):
     table, record = shown(drawn, "invclr_claims")
     rows = table[table["claim"].str.contains("variance|/")].set_index(["claim", "role"])["mean"]
-    for role in ("gradient", "twin"):
+    for role in ("gradient", "finite_difference"):
         _, _, _, conditional, total = CONTRASTIVE[role]
         assert rows["conditional variance", role] == pytest.approx(conditional, rel=1e-6)
         assert rows["total variance", role] == pytest.approx(total, rel=1e-6)
         assert rows["conditional / total", role] == pytest.approx(conditional / total, rel=1e-6)
     assert "plain" not in rows.index.get_level_values("role")
-    assert record["options"]["twins"] == dict(gradient="plain", twin="plain")
+    assert record["options"]["pairs"] == dict(gradient="plain", finite_difference="plain")
 
 
 def test_claims_have_a_verdict_and_published_ratios(drawn):
@@ -178,7 +178,13 @@ def test_claims_on_photographs_are_about_error_rates(drawn):
 
 def test_bars_of_tasks_are_one_for_the_run_without_penalty(drawn):
     table, record = shown(drawn, "invclr_tasks")
-    assert set(table["role"]) == {"gradient", "twin"} and set(table["task"]) == {"mean", "m", "b", "sigma", "rfore"}
+    assert set(table["role"]) == {"gradient", "finite_difference"} and set(table["task"]) == {
+        "mean",
+        "m",
+        "b",
+        "sigma",
+        "rfore",
+    }
     assert np.allclose(table.query("role == 'gradient'")["mean"], 0.8)
     theirs = {row["task"]: round(row["published"], 2) for row in record["published"]}
     assert theirs == dict(mean=0.67, m=0.75, b=0.65, sigma=0.58, rfore=0.12)
@@ -290,7 +296,7 @@ def test_defects_are_the_table_itself(drawn):
     assert "13 of 25 defects touch numbers" in record["caption"]
 
 
-@pytest.mark.parametrize("roles", [["gradient"], ["twin", "gradient"]])
+@pytest.mark.parametrize("roles", [["gradient"], ["finite_difference", "gradient"]])
 def test_any_roles_can_be_drawn(monkeypatch, tmp_path, roles):
     for name, value in write_contrastive(tmp_path, profile="small", seeds=(0,), roles=roles).items():
         monkeypatch.setenv(name, value)
@@ -300,7 +306,7 @@ def test_any_roles_can_be_drawn(monkeypatch, tmp_path, roles):
         assert list(dict.fromkeys(run["role"] for run in record["runs"])) == roles
     claims = pd.read_csv(tmp_path / "figures/small/invclr_claims.csv")
     assert set(claims["claim"]) == {"averaging"}, "without a run without penalty there is nothing to compare with"
-    with pytest.raises(ValueError, match="invclr_tasks: no run has a twin"):
+    with pytest.raises(ValueError, match="invclr_tasks: no run has a paired run"):
         draw("invclr_tasks", "small")
 
 

@@ -295,8 +295,8 @@ def test_figure_has_four_files_and_its_origin(drawn, profile, name):
     assert (folder / f"{name}.pdf").read_bytes()[:5] == b"%PDF-"
     assert len(pd.read_csv(folder / f"{name}.csv")) > 0
     title = dict(quick="spirograph classes", paper="CIFAR-10")[profile]
-    assert title in record["caption"] and f"Profile: {profile}" in record["caption"]
-    assert ("protocol of this profile differs" in record["caption"]) == (profile == "quick")
+    assert title in record["caption"] and f"Suite: {profile}" in record["caption"]
+    assert ("protocol of this suite differs" in record["caption"]) == (profile == "quick")
     assert record["data"] == [dict(title=title, fingerprint="5f0e2c11", n_train=6000, n_test=1000)]
     assert all(run["name"].startswith(profile) and run["params"]["batch_size"] == 128 for run in record["runs"])
     assert list(dict.fromkeys(run["role"] for run in record["runs"])) == list(FIGURES[name])

@@ -108,7 +108,7 @@ def test_the_experiments_of_the_project_are_right(profile):
         ),
         (f"p: {{{RUN}, pairs: {{seeds: [-1], eps: 0.1}}, {FIGURE}}}", "p, pairs, seeds: expected a list of different"),
         (f"p: {{{RUN}, figures: {{dai_tome: {{dai: a}}}}}}", "unknown key 'dai_tome'; did you mean 'dai_time'"),
-        (f"p: {{{RUN}, figures: {{dai_time: {{dai: b}}}}}}", "dai_time, dai: 'b' is no run of this profile; known: a"),
+        (f"p: {{{RUN}, figures: {{dai_time: {{dai: b}}}}}}", "dai_time, dai: 'b' is no run of this suite; known: a"),
         (f"p: {{{RUN}, figures: {{dai_time: }}}}", "dai_time: expected"),
         (f"p: {{{RUN}, figures: {{dai_score: {{day: a}}}}}}", "dai_score: unknown key 'day'; did you mean 'dai'"),
         (

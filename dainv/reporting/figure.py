@@ -37,7 +37,16 @@ from .plots import use_style
 ROLES = {  # paper -> what a run can be in its figures; colours and markers are in `dainv.plots`
     "dai": ("baseline", "views", "dai"),
     "invariance": ("baseline", "mixed", "pure", "fisher"),
-    "invclr": ("plain", "weakest", "weak", "gradient", "strong", "twin", "strong_twin", "forward"),
+    "invclr": (
+        "plain",
+        "weakest",
+        "weak",
+        "gradient",
+        "strong",
+        "finite_difference",
+        "strong_finite_difference",
+        "forward",
+    ),
     "": (),
 }
 
@@ -224,11 +233,11 @@ class Figure(FigureRuns):
         sizes = [f" ({d['n_train']:,} training images)" if "n_train" in d else "" for d in data_of(runs)]
         data = " and ".join(d["title"] + size for d, size in zip(data_of(runs), sizes, strict=True))
         counted = f"{len(seeds)} seeds ({', '.join(map(str, seeds))})" if len(seeds) > 1 else f"one seed ({seeds[0]})"
-        found = f"{text} Data: {data}. Profile: {self.profile}, {counted}."
+        found = f"{text} Data: {data}. Suite: {self.profile}, {counted}."
         if not theirs or self.spec.same_protocol or self.profile.startswith("paper"):
             return found
         return (
-            f"{found} The published values are for {theirs}; the protocol of this profile differs, so they stand "
+            f"{found} The published values are for {theirs}; the protocol of this suite differs, so they stand "
             "beside ours for orientation, not as a target."
         )
 
@@ -243,7 +252,7 @@ class Figure(FigureRuns):
     ) -> dict[str, Path]:
         "The paths of the PNG, the PDF, the data as CSV and the provenance as JSON, in the folder of the suite."
         if self.profile not in caption:
-            raise ValueError(f"caption: it must name the profile {self.profile!r}; `Figure.caption` adds it")
+            raise ValueError(f"caption: it must name the suite {self.profile!r}; `Figure.caption` adds it")
         undated = dict(png={"Software": None}, pdf={"CreationDate": None, "Creator": None, "Producer": None})
         stem, paths = figures_folder(self.profile) / self.name, {}
         for kind, metadata in undated.items():

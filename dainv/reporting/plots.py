@@ -24,15 +24,15 @@ from matplotlib.lines import Line2D
 COLOURS = {"baseline": "#BA611B", "views": "#A9C8A4", "dai": "#38637B"}
 COLOURS |= {"mixed": "#E0C341", "pure": "#54278F", "fisher": "#2CA6A4"}
 COLOURS |= {"plain": "#1F77B4", "gradient": "#FF7F0E", "weakest": "#FFDDBB", "weak": "#FFBB77", "strong": "#882200"}
-COLOURS |= {"twin": "#008844", "strong_twin": "#114433", "forward": "#AA88FF"}
+COLOURS |= {"finite_difference": "#008844", "strong_finite_difference": "#114433", "forward": "#AA88FF"}
 MARKERS = {
     "plain": "o",
     "gradient": "X",
     "weakest": "<",
     "weak": "v",
     "strong": "^",
-    "twin": "s",
-    "strong_twin": "p",
+    "finite_difference": "s",
+    "strong_finite_difference": "p",
     "forward": "P",
 }
 STYLE = {

@@ -88,7 +88,7 @@ def seed_problems(where: str, seeds) -> list[str]:
 
 
 def section_problems(where: str, section: dict) -> Iterator[str]:
-    "Problems of the form of a profile: sections, seeds, names of runs."
+    "Problems of the form of a suite: sections, seeds, names of runs."
     yield from shape_problems(where, section, (*GROUP_KEYS, "pairs", "encoders", "figures"))
     groups = {where: section, f"{where}, encoders": section.get("encoders", {})}
     yield from shape_problems(f"{where}, encoders", section.get("encoders", {}), GROUP_KEYS)
@@ -102,7 +102,7 @@ def section_problems(where: str, section: dict) -> Iterator[str]:
 
 # %% ../../nbs/reporting/76_workflow.ipynb #2d37f372
 def run_problems(where: str, run: str, section: dict) -> Iterator[str]:
-    "Problems of a run of a profile."
+    "Problems of a run of a suite."
     notebook, group = run_group(section, run)
     own = group["runs"][run]
     if problems := shape_problems(where, own) + seed_problems(
@@ -137,7 +137,7 @@ def run_problems(where: str, run: str, section: dict) -> Iterator[str]:
 
 # %% ../../nbs/reporting/76_workflow.ipynb #ac606bd6
 def measure_problems(where: str, section: dict) -> Iterator[str]:
-    "Problems of what is to be measured on the runs of a profile."
+    "Problems of what is to be measured on the runs of a suite."
     every = {**section.get("runs", {}), **section.get("encoders", {}).get("runs", {})}
     encoders = section.get("encoders", {})
     for notebook, group, rules in (("measure", section, measure_rules), ("evaluate", encoders, evaluate_rules)):
@@ -206,7 +206,7 @@ def figure_problems(where: str, section: dict) -> Iterator[str]:
         yield from shape_problems(here, roles, specs[figure].roles if figure in specs else None)
         for role, run in roles.items() if isinstance(roles, dict) else ():
             if run not in every:
-                yield f"{here}, {role}: {run!r} is no run of this profile; known: {', '.join(every)}"
+                yield f"{here}, {role}: {run!r} is no run of this suite; known: {', '.join(every)}"
             elif figure in specs and (missing := set(specs[figure].needs) & made - left_on(run)):
                 asking = [name for r in (MEASURES, EVALUATIONS) for name, m in r.items() if missing & set(m.files)]
                 yield f"{here}, {role}: {min(missing)} is not measured on {run!r}; ask for {asking[0]} under `measure`"
@@ -219,8 +219,8 @@ def figure_problems(where: str, section: dict) -> Iterator[str]:
 def check_profile(
     profile: str,  # quick, small, paper
 ) -> list[str]:
-    "Everything that is wrong with a profile of `experiments.yaml`, a line each; empty when nothing is."
-    where = f"{experiments_file().name}, profile {profile}"
+    "Everything that is wrong with a suite of `experiments.yaml`, a line each; empty when nothing is."
+    where = f"{experiments_file().name}, suite {profile}"
     try:
         section = profile_of(profile)
         check_name(profile)
@@ -367,7 +367,7 @@ def missing_figures(
     profile: str,  # quick, small, paper
     failed: dict[str, str],  # job -> reason
 ) -> dict[str, str]:
-    "Figure -> reason of those of a profile that are not there."
+    "Figure -> reason of those of a suite that are not there."
     missing = {}
     for figure in profile_of(profile)["figures"]:
         if not (figures_folder(profile) / f"{figure}.json").exists():
@@ -381,7 +381,7 @@ def report_failures(
     profile: str,  # quick, small, paper
     since: float,  # seconds since 1970 at which the workflow began
 ) -> str:
-    "What failed and which figures are missing; the page of the profile is written with those that there are."
+    "What failed and which figures are missing; the page of the suite is written with those that there are."
     logs = runs_folder() / profile / "logs"
     failed = failed_jobs(logs, since)
     missing = missing_figures(profile, failed)
