@@ -17,10 +17,10 @@ import dainv.collapse
 from dainv import representation
 from dainv.augment import draw_views, transform
 from dainv.collapse import effective_rank, pc1_share
+from dainv.data import SOURCES
 from dainv.features import record
 from dainv.models import build_model
 from dainv.representation import (
-    ANIMATE,
     balanced_order,
     cka,
     group_contrast,
@@ -331,9 +331,10 @@ def test_all_assignments_of_blocks(truth, seed):
 
 def test_animals_and_things():
     classes = "airplane automobile bird cat deer dog frog horse ship truck".split()
-    assert ANIMATE < set(classes) and len(ANIMATE) == 6
+    known = SOURCES["cifar10"].animate
+    assert known < set(classes) and len(known) == 6
     labels = torch.arange(10).repeat_interleave(7)
-    animate = torch.tensor([name in ANIMATE for name in classes])
+    animate = torch.tensor([name in known for name in classes])
     matrix = rdm(normal(70, 30) + 3 * torch.eye(30)[0] * animate[labels][:, None])
     before = matrix.clone()
     ours = group_contrast(matrix, animate[labels], blocks=labels)

@@ -89,7 +89,7 @@ def bad_files(folder):
         (folder / name).write_bytes(content)
         yield name, message
     objects = {
-        "whole.pth": (network(1), "more than tensors (dainv.models.CifarResNet)"),
+        "whole.pth": (network(1), "more than tensors (dainv.networks.models.CifarResNet)"),
         "trap.pth": ({"state_dict": state, "x": Trap()}, "more than tensors"),
         "list.pth": ([1, 2], "no dictionary and no weights"),
         "none.pth": ({"epoch": 3, "state_dict": {}}, "the keys epoch, state_dict and no weights"),

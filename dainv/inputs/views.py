@@ -23,7 +23,7 @@ from dainv.inputs.colour import (
     greyscale,
     resized_crops,
 )
-from .data import ImageData
+from .data import SOURCES, ImageData
 from .spirograph import NUISANCES, TARGETS, SpirographTask, uniform_moments
 
 # %% ../../nbs/inputs/18_views.ipynb #c824967f
@@ -193,12 +193,6 @@ class ColourBase(NamedTuple):
     grey: torch.Tensor  # (B,) bool, colours taken away
 
 # %% ../../nbs/inputs/18_views.ipynb #7e2480c0
-_NORMALISATION = {  # mean and standard deviation of red, green and blue
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)),
-}
-
-
 def _pixel_moments(images: torch.Tensor) -> tuple[list[float], list[float]]:
     "Mean and standard deviation of each channel of uint8 images (N, 3, H, W), on the scale from 0 to 1."
     level = torch.arange(256, dtype=torch.float64, device=images.device) / 255
@@ -271,7 +265,8 @@ class ColourViews(Views):
         super().__init__({half: getattr(data, half).labels for half in HALVES}, bounds or colour_bounds(strength))
         self.data, self.options = data, dict(crop=crop, probability=probability, grey=grey, bounds=self.bounds)
         self.size = data.train.images.shape[3]
-        moments = _NORMALISATION.get(data.name) or _pixel_moments(data.train.images)
+        known = SOURCES.get(data.name)
+        moments = (known and known.normalisation) or _pixel_moments(data.train.images)
         self.channel_mean, self.channel_std = torch.tensor(moments, device=self.device)[:, :, None, None]
         self.name, self.title, self.fingerprint = data.name, data.title, data.fingerprint
         self.target_names = tuple(data.classes)

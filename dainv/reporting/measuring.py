@@ -25,7 +25,6 @@ from ..inputs.data import ImageData
 from ..measures.attacks import attack_table, masking_report
 from ..measures.probes import probe_table
 from dainv.measures.representation import (
-    ANIMATE,
     balanced_order,
     cka,
     effective_rank,
@@ -267,7 +266,7 @@ def class_contrasts(
     "Contrast of the classes and, where there are both, of animate and inanimate classes; None for what is not finite."
     labels, seed = subject.sample[1], subject.params.seed
     found = {"class": group_contrast(matrix, labels, seed=seed)}
-    animate = torch.tensor([name in ANIMATE for name in subject.data.classes])
+    animate = torch.tensor(subject.data.animate)
     if len(animate) > 2 and animate.any() and not animate.all():  # of two, none can be exchanged
         found["animate"] = group_contrast(matrix, animate[labels], blocks=labels, seed=seed)
     return {

@@ -22,7 +22,7 @@ from torch import nn
 
 from ..core.precision import choose_precision
 from ..core.runs import Run, check_name, check_params, check_ranges, run_weights, runs_folder
-from ..inputs.data import load_data
+from ..inputs.data import SOURCES, load_data
 from ..inputs.sampling import ViewSampler
 from ..inputs.spirograph import parameter_bounds, spirograph_task
 from ..inputs.views import ColourViews, SpirographViews
@@ -114,7 +114,7 @@ def _penalty_rules(p: PretrainParams) -> list[tuple[str, bool, str]]:
     "Parameter of the views and the penalty, whether its value is in range, and what was expected."
     drawings, b = p.dataset == "spirograph", p.b_bounds
     most = memory_of(torch.device("cpu")) // 2**12 if drawings else math.inf  # a drawing needs less than 4 kB
-    photographs = ("cifar10", "cifar100", "tinyimagenet", "imagenet", "folder")
+    photographs = [name for name in SOURCES if name != "spirograph"]
     return [
         ("dataset", drawings or p.dataset in photographs, f"spirograph, {', '.join(photographs)}"),
         ("train_size", 0 <= p.train_size <= most, f"0, or at most {most:g} that fit into memory"),

@@ -31,7 +31,7 @@ from ..core.images import as_tensor, check_images, check_labels
 from ..core.precision import PRECISIONS, choose_precision, inference_precision
 from ..core.runs import Run, check_name, check_params, check_ranges, data_folder, run_weights, runs_folder
 from ..inputs.augment import SCHEMES, draw_views, scheme, transform
-from ..inputs.data import ImageData, load_data, restricted
+from ..inputs.data import SOURCES, ImageData, load_data, restricted
 from ..inputs.sampling import ViewSampler
 from ..losses.invariance import METRICS, BatchObjective, InvarianceObjective, pooled
 from ..measures.collapse import effective_rank, pc1_share
@@ -148,7 +148,7 @@ def _objective_rules(p: TrainParams) -> list[tuple[str, bool, str]]:
 # %% ../../nbs/trainers/40_training.ipynb #76b7692b
 def _training_rules(p: TrainParams) -> list[tuple[str, bool, str]]:
     "Parameter of the network and of its training, whether its value is in range, and what was expected."
-    embedded = p.dataset in ("auto", "spirograph")
+    embedded = p.dataset not in SOURCES or SOURCES[p.dataset].embedded
     takes = MODELS[p.model].options if p.model in MODELS else OPTIONS
     unknown = f" (no schedule of {p.model} was published: give epochs, lr, lr_decay and milestones)"
     unknown = "" if p.model not in MODELS or MODELS[p.model].schedule else unknown
