@@ -12,7 +12,7 @@ SNAKEMAKE := $(PY) -m snakemake --cores $(CORES) --rerun-triggers mtime --config
 export OMP_WAIT_POLICY := PASSIVE
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: figures test lab readme dry-run benchmarks constraints
+.PHONY: figures test lab parameters readme dry-run benchmarks constraints
 
 # --nolock: Snakemake's lock stays behind after kill -9 or a power cut. The Snakefile has one that does not.
 figures: $(READY)  ## every figure of a suite: make figures PROFILE=small CORES=2
@@ -35,6 +35,9 @@ benchmarks: $(READY)  ## ratios of speed on this machine, on one thread -> paper
 
 lab: $(READY)  ## read and run the notebooks
 	$(PY) -m jupyterlab nbs
+
+parameters: $(READY)  ## the parameters cells of the run notebooks from the dataclasses
+	$(PY) tests/render_parameters.py
 
 readme: $(READY)  ## README.md from nbs/index.ipynb
 	$(PY) tests/render_readme.py

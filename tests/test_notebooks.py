@@ -12,9 +12,9 @@ from pathlib import Path
 import papermill
 import pytest
 import yaml
+from render_parameters import PARAMETERS
 
-from dainv.pretraining import PretrainParams
-from dainv.training import TrainParams
+from dainv.options import parameters_cell
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
@@ -129,12 +129,14 @@ def test_run_notebooks_are_guarded(notebook):
     assert all(p["help"] for p in parsed.values())
 
 
-@pytest.mark.parametrize(("notebook", "kind"), [("train", TrainParams), ("pretrain", PretrainParams)])
-def test_the_parameters_cell_is_the_dataclass(notebook, kind):
+@pytest.mark.parametrize("notebook", PARAMETERS)
+def test_the_parameters_cell_is_the_dataclass(notebook):
     cell = next(c for c in cells(ROOT / f"nbs/{notebook}.ipynb") if "parameters" in c["metadata"].get("tags", []))
+    assert source(cell) == parameters_cell(PARAMETERS[notebook]), "make parameters writes it"
     namespace = {}
     exec(source(cell), namespace)
     defaults = {k: v for k, v in namespace.items() if k not in ("__builtins__", "__annotations__")}
+    kind = PARAMETERS[notebook]
     assert kind(**defaults) == kind() and list(defaults) == list(kind.__dataclass_fields__)
 
 

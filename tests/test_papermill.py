@@ -132,7 +132,7 @@ def test_invariance_instead_of_categorization_from_training_to_the_report(tiny, 
     probes = pd.read_csv(folder / "probes.csv")
     assert set(probes.probe) == {"linear", "mlp"} and set(probes.layer) == {"conv8", "conv9"}
     problem = pd.read_csv(folders / "figures" / "check" / "open_problem.csv").set_index("role")
-    assert problem.loc["ce", "difference"] == 0 and problem.loc["fisher", "twin"] == problem.loc["ce", "probe"]
+    assert problem.loc["ce", "difference"] == 0 and problem.loc["fisher", "paired"] == problem.loc["ce", "probe"]
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ class EvaluateParams:
     "What to evaluate, on which run: the parameters of `nbs/evaluate.ipynb`."
 
     run: str = ""  # name of a finished contrastive run, relative to the runs folder
-    what: list[str] = field(default_factory=lambda: list(EVALUATIONS))  # names of evaluations
+    what: list[str] = field(default_factory=lambda: list(EVALUATIONS))  # to evaluate
     train_items: int = 0  # training items that heads are fitted on; 0: all
     test_items: int = 0  # test items that they are judged on; 0: all
     passes: int = 10  # views of each test item, for the variance

@@ -81,7 +81,7 @@ class MeasureParams:
     "What to measure, on which run: the parameters of `nbs/measure.ipynb`."
 
     run: str = ""  # name of a finished run, relative to the runs folder
-    what: list[str] = field(default_factory=lambda: ["score", "accuracy", "samples"])  # names of measures
+    what: list[str] = field(default_factory=lambda: ["score", "accuracy", "samples"])  # {MEASURES}
     scheme: str = "half_heavier_extremes"  # transformations of the invariance score
     repeats: int = 5  # random transformations per image
     probe_fractions: list[float] = field(default_factory=lambda: [0.01, 0.1, 1.0])  # of the training labels

@@ -42,7 +42,7 @@ class PretrainParams:
 
     name: str = ""  # run folder; empty: made from the parameters
     profile: str = "auto"  # quick, paper, or auto: paper on a GPU, else quick
-    dataset: str = "spirograph"  # drawings; or photographs: cifar10, cifar100, tinyimagenet, imagenet, folder, auto
+    dataset: str = "spirograph"  # {SOURCES}, or auto; all but the first are photographs
     data_root: str = ""  # where photographs lie; empty: the data folder
     data_title: str = ""  # what figures call the data; empty: the source's own name
     train_size: int = 0  # number of training items; 0: the profile's number of drawings, all photographs
@@ -52,11 +52,11 @@ class PretrainParams:
     normalise: str = "image"  # ink of drawings, or row as the published images were
     strength: float = 0.5  # of the colour distortion of photographs
     crop: bool = True  # photographs are cropped and flipped, too
-    encoder: str = ""  # small, resnet18, resnet50; empty: the profile's
+    encoder: str = ""  # {ENCODERS}; empty: the profile's
     width: float = 1.0  # factor on the channels of the encoder
     projection: int = 128  # units of the projection
     temperature: float = 0.5  # of NT-Xent
-    penalty: str = "gradient"  # how transformation is penalised: gradient, twin or forward
+    penalty: str = "gradient"  # how transformation is penalised: {PENALTIES}
     penalty_weight: float = 0.0  # lambda; 0: no penalty, at no cost
     penalty_ramp: float = 0.0  # share of the training over which lambda rises from 0
     penalty_limit: float = 0.0  # clamped above it; 0: as published, 1 for photographs and 1000 for drawings
@@ -66,7 +66,7 @@ class PretrainParams:
     penalty_statistics: str = "batch"  # of batch normalisation within the penalty: batch as published, or running
     batch_size: int = 0  # items, in two views each; 0: the profile's
     epochs: int = 0  # 0: the profile's
-    optimizer: str = ""  # lars, sgd or adam; empty: the profile's
+    optimizer: str = ""  # {OPTIMIZERS}; empty: the profile's
     lr: float = 0.0  # learning rate; 0: the optimizer's, which for lars and sgd grows with the batch
     momentum: float = 0.9  # of lars and sgd
     weight_decay: float = 1e-6  # pull of every weight towards 0

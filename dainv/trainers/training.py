@@ -30,7 +30,7 @@ from ..core.features import network_output, only_tensor
 from ..core.images import as_tensor, check_images, check_labels
 from ..core.precision import PRECISIONS, choose_precision, inference_precision
 from ..core.runs import Run, check_name, check_params, check_ranges, data_folder, run_weights, runs_folder
-from ..inputs.augment import SCHEMES, draw_views, scheme, transform
+from ..inputs.augment import INTERPOLATIONS, LAWS, SCHEMES, draw_views, scheme, transform
 from ..inputs.data import SOURCES, ImageData, load_data, restricted
 from ..inputs.sampling import ViewSampler
 from ..losses.invariance import METRICS, BatchObjective, InvarianceObjective, pooled
@@ -48,19 +48,19 @@ class TrainParams:
 
     name: str = ""  # run folder; empty: made from the parameters
     profile: str = "auto"  # quick, paper, or auto: paper for CIFAR on a GPU, else quick
-    dataset: str = "auto"  # spirograph, cifar10, cifar100, tinyimagenet, imagenet, folder, or auto
+    dataset: str = "auto"  # {SOURCES}, or auto
     data_root: str = ""  # where the data lie; empty: the data folder
     data_title: str = ""  # what figures call the data; empty: the source's own name
     train_size: int = 0  # number of training images, class-balanced; 0: all
     test_size: int = 0  # number of test images, class-balanced; 0: all
     size: int = 0  # side in pixels to which images in files are resized and cropped; 0: as they are
     classes: list[str] = field(default_factory=list)  # only these classes; empty: all
-    model: str = "allcnn"  # allcnn, allcnn_large, wrn, densenet, resnet18, resnet20, ...
+    model: str = "allcnn"  # {MODELS}
     width: float = 0.0  # factor on the number of channels; 0: the profile's
     depth: int = 0  # layers of wrn and densenet; 0: as published
     linear_top: bool = False  # last convolution of All-CNN without batch normalisation and ReLU
     batch_norm: bool | str = True  # of All-CNN; False: none, inference: with fixed statistics
-    init: str = ""  # of All-CNN's weights: glorot, he, glorot_normal or he_normal; empty: glorot
+    init: str = ""  # of All-CNN's weights: {INITS}; empty: glorot
     init_gain: float = 1.0  # factor on All-CNN's initial weights
     alpha: float = 0.1  # weight of the invariance to augmentation
     beta: float = 0.0  # weight of the invariance within classes; the cross entropy has 1 - alpha - beta
@@ -69,7 +69,7 @@ class TrainParams:
     weights: str = "exponential"  # of the layers: exponential, linear or uniform
     weights_ratio: float = 10.0  # weight of the last layer over that of the first
     exclude_last: bool = True  # leave the class layer out of the invariance losses, unless layers names it
-    metric: str = "msd"  # mean squared difference; or per_unit, fisher, ey, running_fisher
+    metric: str = "msd"  # of the losses: {METRICS}
     pool: bool = False  # compare spatial means of feature maps, not maps
     pairs: str = "distinct"  # distinct: without self-pairs, as the authors ran it; all: as printed
     reference: str = "all"  # denominator over all pairs of the batch, or same_class
@@ -77,8 +77,8 @@ class TrainParams:
     batch_size: int = 128  # B, that is K images in M views
     balanced: bool = False  # classes take turns in the batches, equally often if their number divides K
     scheme: str = "heavier"  # augmentation
-    law: str = "normal"  # of its parameters: normal (truncated), uniform or extremes
-    interpolation: str = "bilinear"  # or nearest
+    law: str = "normal"  # of its parameters: {LAWS}
+    interpolation: str = "bilinear"  # {INTERPOLATIONS}
     epochs: int = 0  # 0: the profile's
     true_epochs: bool = False  # an epoch shows every image, instead of lasting N/B steps
     lr: float = 0.0  # learning rate; 0: the profile's
@@ -179,6 +179,8 @@ def _training_rules(p: TrainParams) -> list[tuple[str, bool, str]]:
         ("seed", 0 <= p.seed < 2**63, "0 to 2**63 - 1"),
         ("monitor_every", p.monitor_every >= 1, "at least 1"),
         ("scheme", p.scheme in SCHEMES, f"one of {', '.join(SCHEMES)}"),
+        ("law", p.law in LAWS, f"one of {', '.join(LAWS)}"),
+        ("interpolation", p.interpolation in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
         ("compile", p.compile in ("auto", "on", "off"), "auto, on or off"),
         ("precision", p.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         ("device", p.device in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
