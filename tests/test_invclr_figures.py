@@ -19,7 +19,7 @@ from scipy import stats
 from test_plots import NOTEBOOKS, draw
 
 from dainv import invclr_plots as ip
-from dainv import paper
+from dainv import report
 from dainv.figure import published_data
 from dainv.plots import Panel
 from dainv.runs import FigureRun, read_json, write_json
@@ -360,7 +360,7 @@ def test_report_puts_them_last(drawn, monkeypatch):
     record = read_json(drawn / "quick" / "invclr_defects.json")
     for other in ("open_problem", "dai_time"):
         write_json(drawn / "quick" / f"{other}.json", record | dict(name=other))
-    text = paper.write_report("quick").read_text()
+    text = report.write_report("quick").read_text()
     expected = ["dai_time", "open_problem", "invclr_claims", "invclr_samples", "invclr_variance", "invclr_defects"]
     assert sorted(expected, key=lambda name: text.index(f'<section id="{name}">')) == expected
     for other in ("open_problem", "dai_time"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dainv import paper
+from dainv import paper, report
 from dainv.runs import figures_folder
 
 DAI = ("dai_accuracy", "dai_score", "dai_loss_dynamics", "dai_time")
@@ -83,7 +83,7 @@ def test_losses_stay_in_the_range_of_the_heatmap():
 
 
 def test_unknown_table_lists_the_known():
-    with pytest.raises(ValueError, match="dai_scores.*known: dai_accuracy, dai_score, dai_loss_dynamics, dai_time"):
+    with pytest.raises(ValueError, match="dai_scores.*known: dai_accuracy, dai_loss_dynamics, dai_score, dai_time"):
         paper.published("dai_scores")
 
 
@@ -159,7 +159,7 @@ def test_report_shows_every_figure_and_its_links_lead_somewhere(monkeypatch, tmp
     for profile, names in dict(quick=["dai_time", "dai_score", "another"], paper=["dai_score"]).items():
         for name in names:
             write_record(tmp_path / profile, name)
-        assert paper.write_report(profile) == tmp_path / profile / "index.html"
+        assert report.write_report(profile) == tmp_path / profile / "index.html"
     for path in tmp_path.rglob("index.html"):
         page = Page(path)
         assert page.stack == [] and page.links
@@ -187,7 +187,7 @@ def test_report_lists_the_figures_of_invariance_after_those_of_the_first_paper(m
     ]
     for name in names:
         write_record(tmp_path / "quick", name)
-    text = paper.write_report("quick").read_text()
+    text = report.write_report("quick").read_text()
     ordered = ["dai_time", *(f"invariance_{n}" for n in ("rdms", "pc1", "attacks", "pairs", "zzz"))]
     assert sorted(ordered, key=lambda name: text.index(f'<section id="{name}">')) == ordered
 
@@ -198,7 +198,7 @@ def test_report_escapes_everything(monkeypatch, tmp_path):
     rows = [dict(layer=evil, ours=1.0, within=None)]
     texts = dict(title=evil, caption=evil, published=rows, options={evil: evil}, runs=[dict(name=evil)])
     write_record(tmp_path / "quick", "dai_score", data=[dict(title=evil, fingerprint=evil)], **texts)
-    paper.write_report("quick")
+    report.write_report("quick")
     for path in tmp_path.rglob("index.html"):
         assert "script" not in Page(path).tags
 
@@ -206,21 +206,21 @@ def test_report_escapes_everything(monkeypatch, tmp_path):
 def test_report_without_published_numbers(monkeypatch, tmp_path):
     monkeypatch.setenv("DAINV_FIGURES", str(tmp_path))
     write_record(tmp_path / "quick", "dai_samples", published=None)
-    text = paper.write_report("quick").read_text()
+    text = report.write_report("quick").read_text()
     assert "dai_samples.png" in text and "within tolerance" not in text
 
 
 def test_report_of_an_empty_profile_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("DAINV_FIGURES", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="'quick'.*make figures"):
-        paper.write_report("quick")
+        report.write_report("quick")
 
 
 def test_report_can_be_written_again_without_change(monkeypatch, tmp_path):
     monkeypatch.setenv("DAINV_FIGURES", str(tmp_path))
     write_record(tmp_path / "quick", "dai_score")
-    first = paper.write_report("quick").read_bytes(), (tmp_path / "index.html").read_bytes()
-    assert (paper.write_report("quick").read_bytes(), (tmp_path / "index.html").read_bytes()) == first
+    first = report.write_report("quick").read_bytes(), (tmp_path / "index.html").read_bytes()
+    assert (report.write_report("quick").read_bytes(), (tmp_path / "index.html").read_bytes()) == first
 
 
 def test_gallery_links_only_files_that_exist():

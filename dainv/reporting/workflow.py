@@ -40,7 +40,7 @@ from dainv.core.runs import (
 from .evaluating import EVALUATIONS, evaluate_rules
 from .figure import figure_specs
 from .measuring import MEASURES, asked_measures, measure_rules
-from .paper import write_report
+from .report import write_report
 from .sweeping import PAIRS_KEYS, pairs_asked, sweep_rules
 from ..trainers.pretraining import PretrainParams
 from ..trainers.pretraining import checked as checked_encoder
