@@ -8,13 +8,14 @@ __all__ = ['DEFECTS', 'excluded']
 # %% ../../nbs/reporting/72_invclr_numbers.ipynb #e72ee49b
 import pandas as pd
 
+from ..core.runs import read_table
 from .paper import FOLDER
 
 # %% ../../nbs/reporting/72_invclr_numbers.ipynb #ca2911d3
 def excluded() -> pd.DataFrame:
     "The published numbers that no table holds: table, key, published, reason."
-    return pd.read_csv(FOLDER / "invclr_notes" / "excluded.csv", float_precision="round_trip")
+    return read_table(FOLDER / "invclr_notes" / "excluded.csv")
 
 # %% ../../nbs/reporting/72_invclr_numbers.ipynb #8f625027
 # number, defect, touches (tables, without `invclr_`), direction (of the published numbers), effect, instead (what is done here)
-DEFECTS = pd.read_csv(FOLDER / "invclr_notes" / "defects.csv", keep_default_na=False)
+DEFECTS = read_table(FOLDER / "invclr_notes" / "defects.csv").fillna("")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..core.runs import read_table
+
 FOLDER = Path(__file__).parents[1] / "published" if "__file__" in globals() else Path("../../dainv/published")
 NUMBERS = ["published", "precision", "tolerance", "source"]  # the last columns of a table; those before are its keys
 
@@ -25,7 +27,7 @@ def published(
     "One row per published number: its keys, `published`, `precision`, `tolerance`, `source`."
     if name not in tables():
         raise ValueError(f"name={name!r}: no such table of published numbers; known: {', '.join(tables())}")
-    return pd.read_csv(FOLDER / f"{name}.csv", float_precision="round_trip", keep_default_na=False, na_values=[""])
+    return read_table(FOLDER / f"{name}.csv")
 
 
 def table_keys(
