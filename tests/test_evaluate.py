@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -25,15 +26,10 @@ COLUMNS = dict(
 SMALL = dict(passes=2, counts=[1, 2], kind_counts=[1, 2], fractions=[0.5, 1.0], subsets=1)
 
 
-def evaluate(**values):
-    "The cells of the notebook, one after the other, with these parameters; what they defined."
-    found = dict(__name__="__main__", display=lambda *_: None)
-    for cell in json.loads(NOTEBOOK.read_text())["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), found)
-        if "parameters" in cell["metadata"].get("tags", []):
-            found.update(values)
-    return found
+@pytest.fixture
+def evaluate(execute):
+    "A function that runs the notebook with these parameters."
+    return partial(execute, "evaluate")
 
 
 def tables(run):
@@ -55,7 +51,7 @@ def photographs(blobs):
     return pretrain(PretrainParams(name="photographs", profile="quick", width=0.25, device="cpu", **data, **sizes))
 
 
-def test_drawings_get_every_table(drawings):
+def test_drawings_get_every_table(drawings, evaluate):
     shifts = dict(h_shifts=[-0.5, 0.5], background_shifts=[0.0, 0.4])
     evaluate(run="drawings", **SMALL, **shifts, strengths=[0.0])
     found = tables(drawings)
@@ -72,7 +68,7 @@ def test_drawings_get_every_table(drawings):
     assert measured["n_train"] == 150 and measured["kinds"] == ["all", "h", "colours", "fixed"]
 
 
-def test_the_tables_agree_where_they_overlap(drawings):
+def test_the_tables_agree_where_they_overlap(drawings, evaluate):
     evaluate(run="drawings", **SMALL, h_shifts=[0.0], background_shifts=[], strengths=[1.0])
     found = tables(drawings)
     single = found["downstream"].query("method == 'single' and task == 'mean'").value.item()
@@ -85,7 +81,7 @@ def test_the_tables_agree_where_they_overlap(drawings):
         assert value.to_numpy() == pytest.approx(single, rel=1e-9)
 
 
-def test_photographs_get_every_table(photographs):
+def test_photographs_get_every_table(photographs, evaluate):
     evaluate(run="photographs", **SMALL, strengths=[0.0, 0.5], colour_shifts=[0.25])
     found = tables(photographs)
     assert {name: list(table.columns) for name, table in found.items()} == {n: c.split() for n, c in COLUMNS.items()}
@@ -99,7 +95,7 @@ def test_photographs_get_every_table(photographs):
     assert none["accuracy"] == plain["accuracy"]
 
 
-def test_a_part_can_be_asked_for(drawings):
+def test_a_part_can_be_asked_for(drawings, evaluate):
     evaluate(run="drawings", what=["variance", "downstream"], train_items=100, test_items=30, **SMALL)
     found = tables(drawings)
     assert set(found) == {"variance", "downstream"} and set(found["variance"].n_items) == {30}
@@ -108,7 +104,7 @@ def test_a_part_can_be_asked_for(drawings):
     assert (measured["n_train"], measured["n_test"]) == (100, 30)
 
 
-def test_a_second_evaluation_leaves_the_record_of_the_other_tables(drawings):
+def test_a_second_evaluation_leaves_the_record_of_the_other_tables(drawings, evaluate):
     small = {**SMALL, "passes": 3}
     evaluate(run="drawings", what=["variance", "labels"], **SMALL)
     evaluate(run="drawings", what=["variance"], test_items=30, seed=1, **small)
@@ -120,7 +116,7 @@ def test_a_second_evaluation_leaves_the_record_of_the_other_tables(drawings):
     assert [of_each["labels"][key] for key in ("n_test", "seed", "passes")] == [60, 0, 2]
 
 
-def test_photographs_are_ensembled_in_small_numbers(photographs):
+def test_photographs_are_ensembled_in_small_numbers(photographs, evaluate):
     "As many copies as there are passes would fill the memory."
     counts = {**SMALL, "counts": [1, 2, 6]}
     evaluate(run="photographs", what=["ensembling"], **counts)
@@ -130,7 +126,7 @@ def test_photographs_are_ensembled_in_small_numbers(photographs):
     assert tables(photographs)["ensembling"].query("method == 'ensembling'").views.unique() == [3]
 
 
-def test_the_usual_head_of_photographs_is_that_of_their_usual_colours(photographs):
+def test_the_usual_head_of_photographs_is_that_of_their_usual_colours(photographs, evaluate):
     "At the strength of training nothing has shifted, so both heads are the same."
     evaluate(run="photographs", what=["shifts"], **SMALL, strengths=[0.0, 0.5], colour_shifts=[])
     value = tables(photographs)["shifts"].set_index(["shift", "refit", "metric"]).value
@@ -152,7 +148,7 @@ def test_the_usual_head_of_photographs_is_that_of_their_usual_colours(photograph
         (dict(train_items=1.5), "'train_items': expected int"),
     ],
 )
-def test_a_mistake_is_named_and_nothing_counts_as_measured(drawings, values, message):
+def test_a_mistake_is_named_and_nothing_counts_as_measured(drawings, evaluate, values, message):
     with pytest.raises(ValueError, match=message):
         evaluate(run="drawings", **{**SMALL, **values})
     assert not (drawings.folder / "measured.json").exists()

@@ -1,8 +1,5 @@
 "What is asked of a measurement: parameters out of range are refused before a run is opened or a file written."
 
-import json
-from pathlib import Path
-
 import pytest
 
 from dainv.data import load_data
@@ -12,7 +9,6 @@ from dainv.runs import check_params, check_ranges
 from dainv.sweeping import PAIRS_KEYS, AttackParams, attack_rules, pairs_asked
 from dainv.workflow import notebook_params
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "nbs"
 RULES = dict(measure=measure_rules, evaluate=evaluate_rules)
 NAN, INF = float("nan"), float("inf")
 WRONG = dict(  # parameter -> values out of range
@@ -74,18 +70,8 @@ RIGHT = dict(
 )
 
 
-def execute(notebook, **params):
-    "The cells of a notebook, run in this process with other parameters."
-    namespace = {"display": print}
-    for cell in json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text())["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), namespace)
-            if "parameters" in cell["metadata"].get("tags", []):
-                namespace.update(params)
-
-
 @pytest.mark.parametrize(("notebook", "name"), [(n, name) for n, wrong in WRONG.items() for name in wrong])
-def test_values_out_of_range_are_refused_before_anything_is_opened(folders, notebook, name):
+def test_values_out_of_range_are_refused_before_anything_is_opened(folders, execute, notebook, name):
     named = {} if notebook == "pairs" else {"run": "no/run"}
     for value in WRONG[notebook][name]:
         with pytest.raises(ValueError, match=rf"^parameter {name}=.*: expected ") as refused:

@@ -1,64 +1,38 @@
 """The figures: their statistics against matplotlib's and scipy's, their files, and the notebooks that draw them."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
-from fake_runs import CLASSES, FIGURES, PC1, write_project
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.cbook import boxplot_stats
 from scipy import stats
 
 from dainv import attack_plots, layer_plots, plots, representation_plots
+from dainv.figure import figure_spec, figure_specs
+from dainv.jobs import run_notebook
+from dainv.runs import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "nbs" / "figures"
 
 
-def draw(notebook: str, profile: str) -> dict:
-    """Names left by the cells of a figure notebook, run in this process with another profile."""
-    namespace = {}
-    for cell in json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text())["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), namespace)
-            if "parameters" in cell["metadata"].get("tags", []):
-                namespace["profile"] = profile
-    plt.close("all")
-    return namespace
-
-
-def point_to(root: Path, monkeypatch, **project) -> Path:
-    for name, value in write_project(root, **project).items():
-        monkeypatch.setenv(name, value)
-    return root / "figures"
-
-
-DAI = {name: roles for name, roles in FIGURES.items() if name.startswith("dai")}
-INVARIANCE = [name for name in FIGURES if name.startswith("invariance")]
+SPECS = {name: spec for name, spec in figure_specs().items() if spec.paper in ("dai", "invariance") and spec.needs}
+NAMES = [name for name in SPECS if not name.startswith("invariance_pairs")]  # these are in test_pairs.py
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """The figures folder of a made-up project, every notebook run on profile quick (three seeds) and paper (one)."""
-    root = tmp_path_factory.mktemp("project")
-    with pytest.MonkeyPatch.context() as patch:
-        point_to(root, patch, profile="quick")
-        figures = point_to(root, patch, profile="paper", seeds=(4,), epochs=350, title="CIFAR-10")
-        for profile in ("quick", "paper"):
-            for notebook in (*FIGURES, "report"):
-                draw(notebook, profile)
-    return figures
+def as_published(networks, tmp_path_factory):
+    "The same runs as a suite that follows the published protocol."
+    return networks.under(tmp_path_factory.mktemp("as_published"), "paper")
 
 
 @pytest.mark.parametrize("n", [5, 40, 1000])
@@ -286,152 +260,186 @@ def test_style_is_restored_even_after_an_error():
     assert dict(plt.rcParams) == before
 
 
-@pytest.mark.parametrize("profile", ["quick", "paper"])
-@pytest.mark.parametrize("name", FIGURES)
-def test_figure_has_four_files_and_its_origin(drawn, profile, name):
-    folder = drawn / profile
-    record = json.loads((folder / f"{name}.json").read_text())
-    assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    assert (folder / f"{name}.pdf").read_bytes()[:5] == b"%PDF-"
-    assert len(pd.read_csv(folder / f"{name}.csv")) > 0
-    title = dict(quick="spirograph classes", paper="CIFAR-10")[profile]
-    assert title in record["caption"] and f"Suite: {profile}" in record["caption"]
-    assert ("protocol of this suite differs" in record["caption"]) == (profile == "quick")
-    assert record["data"] == [dict(title=title, fingerprint="5f0e2c11", n_train=6000, n_test=1000)]
-    assert all(run["name"].startswith(profile) and run["params"]["batch_size"] == 128 for run in record["runs"])
-    assert list(dict.fromkeys(run["role"] for run in record["runs"])) == list(FIGURES[name])
-    assert "commit" in record["drawn_with"] and record["options"]
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_figure_has_four_files_and_its_origin(networks, as_published, published, name):
+    suite = as_published if published else networks
+    table, record = suite.shown(name)
+    paths = {kind: suite.figures / f"{name}.{kind}" for kind in ("png", "pdf")}
+    assert paths["png"].read_bytes()[:4] == b"\x89PNG" and paths["pdf"].read_bytes()[:5] == b"%PDF-"
+    assert paths["png"].stat().st_size < 300_000 and paths["pdf"].stat().st_size < 500_000
+    assert len(table) and record["title"] == SPECS[name].title and record["options"]
+    assert "CIFAR-10 (120 training images)" in record["caption"] and f"Suite: {suite.name}" in record["caption"]
+    warned = not (published or SPECS[name].same_protocol)
+    assert ("protocol of this suite differs" in record["caption"]) == warned
+    fingerprint = read_json(networks.runs / "m8-s0" / "result.json")["data"]["fingerprint"]
+    assert record["data"] == [dict(title="CIFAR-10", fingerprint=fingerprint, n_train=120, n_test=80)]
+    assert all(run["name"].startswith(suite.name) and run["params"]["batch_size"] == 16 for run in record["runs"])
+    assert list(dict.fromkeys(run["role"] for run in record["runs"])) == list(networks.section["figures"][name])
+    assert "commit" in record["drawn_with"] and not list(suite.root.rglob("figures/**/*.tmp*"))
 
 
-def shown(drawn, name, profile="quick"):
-    return pd.read_csv(drawn / profile / f"{name}.csv"), json.loads((drawn / profile / f"{name}.json").read_text())
-
-
-@pytest.mark.parametrize("name", INVARIANCE)
-def test_pictures_of_invariance_are_small(drawn, name):
-    for profile in ("quick", "paper"):
-        assert (drawn / profile / f"{name}.png").stat().st_size < 300_000
-        assert (drawn / profile / f"{name}.pdf").stat().st_size < 500_000
+def test_every_figure_has_a_notebook_of_its_name_and_a_test(networks, pairs_of_classes):
+    assert [
+        path.stem for path in NOTEBOOKS.glob("*.ipynb") if figure_spec(path) and figure_spec(path).name != path.stem
+    ] == []
+    drawn = {*networks.section["figures"], *pairs_of_classes.section["figures"]}
+    assert drawn == set(SPECS), "every figure of the first two papers is drawn by some test"
 
 
 @pytest.mark.parametrize("roles", [["pure"], ["fisher", "baseline"]])
-def test_any_roles_can_be_drawn_in_any_order(monkeypatch, tmp_path, roles):
-    names = INVARIANCE if len(roles) > 1 else ["invariance_rdms", "invariance_probes", "invariance_attacks"]
-    wanted = {name: {role: FIGURES[name][role] for role in roles} for name in names}
-    figures = point_to(tmp_path, monkeypatch, profile="small", seeds=(0,), figures=wanted)
+def test_any_roles_can_be_drawn_in_any_order(networks, tmp_path, roles):
+    invariance = [name for name in NAMES if name.startswith("invariance")]
+    names = invariance if len(roles) > 1 else ["invariance_rdms", "invariance_probes", "invariance_attacks"]
+    wanted = {name: {role: networks.section["figures"][name][role] for role in roles} for name in names}
+    few = networks.under(tmp_path / "few", "small", figures=wanted)
     for name in wanted:
-        draw(name, "small")
-        record = json.loads((figures / "small" / f"{name}.json").read_text())
-        assert list(dict.fromkeys(run["role"] for run in record["runs"])) == roles
+        assert list(dict.fromkeys(run["role"] for run in few.shown(name)[1]["runs"])) == roles
 
 
-def test_rdm_table_has_the_contrasts_of_every_seed(drawn):
-    table, record = shown(drawn, "invariance_rdms")
-    contrasts = table[table["quantity"] == "contrast"]
-    assert contrasts.groupby(["role", "groups"]).size().tolist() == [3] * 8 and (contrasts["ratio"] > 1).all()
-    tested = contrasts.groupby("groups")["p_value"].unique().map(list).to_dict()
-    assert tested == {"classes": [0.001], "animate / inanimate": [pytest.approx(1 / 210)]}
+def test_rdm_table_has_the_contrasts_of_every_seed(networks):
+    table, record = networks.shown("invariance_rdms")
+    contrasts = table[table["quantity"] == "contrast"].set_index(["role", "seed", "groups"])
+    assert contrasts.groupby("role").size().to_dict() == dict(baseline=4, mixed=2, pure=4, fisher=2)
+    measured = read_json(networks.runs / "pure-s1" / "rdm.json")["contrast"]
+    for kind, groups in {"class": "classes", "animate": "animate / inanimate"}.items():
+        row = contrasts.loc[("pure", 1, groups)]
+        assert (row["ratio"], row["p_value"]) == pytest.approx((measured[kind]["ratio"], measured[kind]["p_value"]))
     pairs = table[table["quantity"] == "class pair"]
-    assert len(pairs) == 3 * 4 * len(CLASSES) ** 2 and set(pairs["first"]) == set(CLASSES)
+    assert len(pairs) == 6 * 10**2 and pairs["first"].nunique() == 10
     assert "seed 0" in record["caption"] and record["options"]["metric"] == "msd"
 
 
-def test_shares_of_the_first_component_stand_beside_the_published(drawn):
-    table, record = shown(drawn, "invariance_pc1")
+def test_shares_of_the_first_component_stand_beside_the_published(networks):
+    table, record = networks.shown("invariance_pc1")
     rows = {row["role"]: row for row in record["published"] if row["kind"] == "full"}
     assert {role: row["published"] for role, row in rows.items()} == dict(baseline=0.085, mixed=0.743, pure=0.996)
-    assert all(row["within"] for row in rows.values())
-    top = table.query("layer == 'conv9' and kind == 'full' and quantity == 'pc1_share'").set_index("role")["mean"]
-    assert top["fisher"] == pytest.approx(PC1["fisher"], abs=0.01) and table["n"].eq(3).all()
+    top = table.query("layer == 'conv9' and kind == 'full' and quantity == 'pc1_share'").set_index("role")
+    shares = [
+        networks.table(f"pure-s{seed}", "representation.csv")
+        .query("layer == 'conv9' and kind == 'full'")["pc1_share"]
+        .item()
+        for seed in (0, 1)
+    ]
+    assert top["mean"]["pure"] == pytest.approx(np.mean(shares)) == pytest.approx(rows["pure"]["ours"])
+    assert top["n"].to_dict() == dict(baseline=2, mixed=1, pure=2, fisher=1) and np.isnan(top["low"]["mixed"])
 
 
-def test_probe_table_compares_what_the_paper_compared(drawn):
-    table, record = shown(drawn, "invariance_probes")
+def test_probe_table_compares_what_the_paper_compared(networks):
+    table, record = networks.shown("invariance_probes")
     compared = {row["role"]: (row["probe"], row["published"]) for row in record["published"]}
     assert compared == dict(baseline=("network", 93.2), mixed=("network", 91.9), pure=("linear", 21.0))
     # without cross entropy there is no accuracy of the network's own
     assert set(table.query("probe == 'network'")["role"]) == {"baseline", "mixed"}
-    assert table.query("probe != 'network'").groupby(["role", "layer", "probe"])["fraction"].nunique().eq(3).all()
+    fractions = table.query("probe != 'network'").groupby(["role", "layer", "probe"])["fraction"].nunique()
+    assert fractions.groupby("role").unique().map(list).to_dict() == dict(baseline=[1], fisher=[2], mixed=[1], pure=[1])
 
 
-def test_attack_caption_says_what_the_checks_found(drawn):
-    table, record = shown(drawn, "invariance_attacks")
+def under_attack(table, pgd, margin):
+    "The table of attacks with other accuracies: under PGD at strength 0.03 and under its margin loss; nothing survives more."
+    left = np.where(table["loss"] == "margin", margin, pgd) + 0.1 * (table["attack"] == "fgsm")
+    left = np.where(table["source"] == "self", np.where(table["eps"] == 0.03, left, 0.0), 0.9)
+    left = np.where(table["eps"] > 0, left, 0.95)
+    return table.assign(accuracy=left, fooled=1 - left)
+
+
+def test_attack_caption_says_what_the_checks_found(networks, tmp_path):
+    suite = networks.copy(tmp_path)
+    for run, left in dict(m8=(0.1, 0.1), mixed=(0.3, 0.1), pure=(0.4, 0.1), fisher=(0.2, 0.2)).items():
+        for folder in suite.runs.glob(f"{run}-s?"):
+            suite.change(folder.name, "attacks.csv", lambda table, left=left: under_attack(table, *left))
+    table, record = suite.shown("invariance_attacks")
     baseline, mixed, pure, fisher = record["caption"].split("At strength 0.03: ")[1].split("PGD leaves")[1:]
-    none = "none of the signs tested is there"
-    assert none in baseline and none in fisher
-    assert "the margin beats the cross entropy (by" in mixed and "3 of 3 seeds" in mixed
-    assert "the margin beats the cross entropy (by" in pure and none not in pure
+    found = "the margin beats the cross entropy (by"
+    assert found in mixed and "1 of 2 seeds" in mixed and found in pure and "2 of 2 seeds" in pure
+    assert found not in baseline and found not in fisher
     signs = table[table["quantity"] == "sign of masked gradients"]
-    assert signs.groupby("role")["seed"].nunique().eq(3).all() and set(table["series"].dropna()) >= {"PGD", "FGSM"}
+    assert signs.groupby("role")["seed"].nunique().to_dict() == dict(baseline=2, mixed=1, pure=2, fisher=1)
+    assert set(table["series"].dropna()) >= {"PGD", "FGSM", "PGD, margin loss"}
 
 
-def test_convergence_leaves_out_what_was_not_measured(drawn):
-    table, record = shown(drawn, "invariance_convergence")
+def test_convergence_leaves_out_what_was_not_measured(networks, tmp_path):
+    wanted = dict(invariance_convergence=dict(baseline="m1", pure="pure"))
+    table, record = networks.under(tmp_path / "few", "small", figures=wanted).shown("invariance_convergence")
     groups = table.groupby("role")["groups"].unique().map(sorted).to_dict()
-    assert groups.pop("baseline") == ["views of an image"]
-    assert all(found == ["images of a class", "views of an image"] for found in groups.values())
+    assert groups == dict(pure=["images of a class", "views of an image"]), "single views have no such losses"
     assert any(isinstance(v, dict) and v.get("beta") == 0.9 for v in record["options"].values())
 
 
-def test_cka_is_shown_as_it_is(drawn):
-    table = shown(drawn, "invariance_cka")[0]
-    assert len(table) == 4 * 3 * 10
-    lowest = table.query("role == 'pure' and layer == 'conv9' and kind == 'minibatch'")["mean"].iloc[0]
-    assert lowest == pytest.approx(-0.07, abs=0.03)
+def test_cka_is_shown_as_it_is(networks, tmp_path):
+    suite = networks.copy(tmp_path)
+    suite.change(
+        "fisher-s0", "cka.csv", lambda table: table.assign(value=table["value"].where(table["layer"] != "conv9", -0.07))
+    )
+    table = suite.shown("invariance_cka")[0]
+    assert set(table["kind"]) == {"unbiased", "biased", "minibatch"} and table["layer"].nunique() == 9
+    assert (table.query("role == 'fisher' and layer == 'conv9'")["mean"] == -0.07).all()
 
 
-def test_embedding_shows_the_first_seed(drawn):
-    table, record = shown(drawn, "invariance_tsne")
+def test_embedding_shows_the_first_seed(networks):
+    table, record = networks.shown("invariance_tsne")
     assert table["seed"].unique().tolist() == [0] and record["seeds"] == [0]
     spreads = {(row["label"], row["kind"]): row["spread"] for row in record["options"]["spreads"]}
     assert len(spreads) == 8 and all(0 < value < 1 for value in spreads.values())
 
 
-def test_score_csv_pools_for_the_box_and_keeps_seeds_apart(drawn):
-    table = pd.read_csv(drawn / "quick" / "dai_score.csv")
-    assert len(table) == 30 and (table["n"] == 3 * 1000).all() and (table["seeds"] == 3).all()
-    assert (table["median_low"] < table["median_high"]).all()
-    single = pd.read_csv(drawn / "paper" / "dai_score.csv")
-    assert single["median_low"].isna().all() and np.allclose(single["median"], single["median_mean"])
+def test_score_csv_pools_for_the_box_and_keeps_seeds_apart(networks):
+    table = networks.shown("dai_score")[0].set_index(["role", "layer"])
+    assert len(table) == 30 and table["n"].groupby("role").unique().map(list).to_dict() == dict(
+        baseline=[160], dai=[160], views=[320]
+    )
+    two, one = table.loc["views"], table.loc["dai"]
+    assert (two["seeds"] == 2).all() and (two["median_low"] < two["median_high"]).drop("input").all()
+    assert one["median_low"].isna().all() and np.allclose(one["median"], one["median_mean"])
+    scores = networks.table("dai-s0", "score.parquet").query("layer == 'conv5'")["score"]
+    assert one["median"]["conv5"] == pytest.approx(scores.median())
 
 
-def test_time_ratio_is_taken_within_a_repetition(drawn):
-    table = pd.read_csv(drawn / "paper" / "dai_time.csv").query("quantity == 'step time, DAI / baseline'")
-    # the made-up times share a slow-down of 5 % per repetition and differ by 1 % otherwise
-    assert table["median"].tolist() == pytest.approx([0.063 / 0.0602, 0.063 / 0.060], abs=0.01)
-    assert (table["q3"] - table["q1"]).max() < 0.04
+def test_time_ratio_is_taken_within_a_repetition(networks, tmp_path):
+    suite = networks.copy(tmp_path)
+    seconds = {(1, 0.0): 0.060, (4, 0.0): 0.0602, (4, 0.1): 0.063}
+
+    def slowed(table):
+        base = [seconds[views, alpha] for views, alpha in zip(table["views"], table["alpha"], strict=True)]
+        return table.assign(seconds=np.array(base) * (1 + table["repeat"]))  # each repetition slower than the last
+
+    suite.change("dai-s0", "timing.csv", slowed)
+    table = suite.shown("dai_time")[0].query("quantity == 'step time, DAI / baseline'")
+    assert table["median"].tolist() == pytest.approx([0.063 / 0.0602, 0.063 / 0.060])
+    assert (table["q3"] - table["q1"]).max() < 1e-9
 
 
-def test_published_median_is_marked_only_on_the_paper_s_data(monkeypatch, tmp_path):
-    point_to(tmp_path, monkeypatch, profile="quick", seeds=(0,), figures=DAI)
-    point_to(tmp_path, monkeypatch, profile="paper", seeds=(0,), figures=DAI, title="CIFAR-10")
-    marks = {profile: len(draw("dai_score", profile)["fig"].axes[0].collections) for profile in ("quick", "paper")}
-    assert marks == dict(quick=0, paper=1)
+def test_published_median_is_marked_only_on_the_paper_s_data(networks, tmp_path):
+    suite = networks.copy(tmp_path)
+    assert len(suite.draw("dai_score")["fig"].axes[0].collections) == 1
+    for run in ("m1-s0", "m8-s0", "m8-s1", "dai-s0"):
+        suite.change(run, "result.json", lambda result: {**result, "data": {**result["data"], "title": "other images"}})
+    assert len(suite.draw("dai_score")["fig"].axes[0].collections) == 0
 
 
-def test_missing_run_and_missing_table_are_named(monkeypatch, tmp_path):
-    point_to(tmp_path, monkeypatch, seeds=(0,), figures=DAI)
-    (tmp_path / "runs/quick/allcnn_dai-s0/score.parquet").unlink()
+def test_missing_runs_and_tables_are_named(networks, tmp_path):
+    suite = networks.copy(tmp_path)
+    (suite.runs / "dai-s0/score.parquet").unlink()
     with pytest.raises(FileNotFoundError, match="score.parquet.*measure"):
-        draw("dai_score", "quick")
-    (tmp_path / "runs/quick/allcnn_dai-s0/timing.csv").unlink()
+        suite.draw("dai_score")
+    (suite.runs / "dai-s0/timing.csv").unlink()
     with pytest.raises(FileNotFoundError, match="timing"):
-        draw("dai_time", "quick")
-    (tmp_path / "runs/quick/allcnn_baseline-s0/params.json").unlink()
-    with pytest.raises(FileNotFoundError, match="allcnn_baseline-s0"):
-        draw("dai_accuracy", "quick")
-
-
-def test_an_unfinished_run_is_not_drawn(monkeypatch, tmp_path):
-    figures = point_to(tmp_path, monkeypatch, seeds=(0,), figures=DAI)
-    (tmp_path / "runs/quick/allcnn_dai-s0/result.json").unlink()
+        suite.draw("dai_time")
+    (suite.runs / "dai-s0/result.json").unlink()
     with pytest.raises(FileNotFoundError, match="has not finished"):
-        draw("dai_accuracy", "quick")
-    assert not (figures / "quick" / "dai_accuracy.png").exists()
+        suite.draw("dai_accuracy")
+    (suite.runs / "m1-s0/params.json").unlink()
+    with pytest.raises(FileNotFoundError, match="m1-s0"):
+        suite.draw("dai_accuracy")
+    assert not (suite.figures / "dai_accuracy.png").exists()
+
+
+def test_a_misspelt_parameter_is_refused(networks):
+    with networks.inside(), pytest.raises(ValueError, match="did you mean 'profile'"):
+        run_notebook(NOTEBOOKS / "dai_time.ipynb", dict(profil="quick"))
 
 
 SAVE = """
-import matplotlib; matplotlib.use("Agg")
 import hashlib
 from dainv import layer_plots
 from dainv.figure import Figure
@@ -443,32 +451,25 @@ print({kind: hashlib.sha256(path.read_bytes()).hexdigest() for kind, path in fil
 """
 
 
-def test_files_are_the_same_bytes_in_another_process(monkeypatch, tmp_path):
-    point_to(tmp_path, monkeypatch, seeds=(0,), figures=DAI)
-    found = []
-    for hash_seed in ("1", "2"):
-        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        done = subprocess.run([sys.executable, "-c", SAVE], cwd=ROOT, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        found.append(done.stdout)
+def test_files_are_the_same_bytes_in_another_process(networks, tmp_path):
+    suite, found = networks.under(tmp_path / "same", "quick"), []
+    with suite.inside():
+        for hash_seed in ("1", "2"):
+            env = {**os.environ, "PYTHONHASHSEED": hash_seed, "MPLBACKEND": "Agg"}
+            done = subprocess.run([sys.executable, "-c", SAVE], cwd=ROOT, env=env, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            found.append(done.stdout)
     assert found[0] == found[1]
 
 
-def test_no_temporary_file_is_left(drawn):
-    suffixes = {path.suffix for path in (drawn / "quick").iterdir()}
-    assert suffixes == {".png", ".pdf", ".csv", ".json", ".html"}
-    assert not [path for path in drawn.rglob("*") if ".tmp" in path.name]
-
-
 @pytest.mark.slow
-def test_papermill_draws_and_refuses_a_misspelt_parameter(monkeypatch, tmp_path):
-    papermill = pytest.importorskip("papermill")
-    figures = point_to(tmp_path, monkeypatch, seeds=(0,), figures=DAI)
-    source = str(NOTEBOOKS / "dai_time.ipynb")
-    papermill.execute_notebook(source, None, dict(profile="quick"), kernel_name="python3", progress_bar=False)
-    assert (figures / "quick" / "dai_time.png").exists()
-    with pytest.raises(papermill.PapermillExecutionError, match="did you mean 'profile'"):
-        papermill.execute_notebook(source, None, dict(profil="quick"), kernel_name="python3", progress_bar=False)
+def test_papermill_draws_and_refuses_a_misspelt_parameter(networks):
+    source, how = str(NOTEBOOKS / "dai_time.ipynb"), dict(kernel_name="python3", progress_bar=False)
+    with networks.inside():
+        papermill.execute_notebook(source, None, dict(profile="quick"), **how)
+        with pytest.raises(papermill.PapermillExecutionError, match="did you mean 'profile'"):
+            papermill.execute_notebook(source, None, dict(profil="quick"), **how)
+    assert (networks.figures / "dai_time.png").exists()
 
 
 def two_models(column):
