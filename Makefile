@@ -12,7 +12,7 @@ SNAKEMAKE := $(PY) -m snakemake --cores $(CORES) --rerun-triggers mtime --config
 export OMP_WAIT_POLICY := PASSIVE
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: figures test lab parameters readme dry-run benchmarks constraints
+.PHONY: figures test docs lab parameters readme dry-run benchmarks constraints
 
 # --nolock: Snakemake's lock stays behind after kill -9 or a power cut. The Snakefile has one that does not.
 figures: $(READY)  ## every figure of a suite: make figures PROFILE=small CORES=2
@@ -38,6 +38,11 @@ lab: $(READY)  ## read and run the notebooks
 
 parameters: $(READY)  ## the parameters cells of the run notebooks from the dataclasses
 	$(PY) tests/render_parameters.py
+
+# The packages of the site are not among those of `make test`.
+docs: $(READY)  ## the project as a static site -> _docs/site
+	$(PY) -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev,docs]'
+	$(PY) docs/build.py
 
 readme: $(READY)  ## README.md from nbs/index.ipynb
 	$(PY) tests/render_readme.py
