@@ -26,7 +26,7 @@ CSS = """
 .jp-InputPrompt, .jp-OutputPrompt, .jp-Cell .jp-InputArea-prompt { display: none !important; }
 math[display="block"] { overflow-x: auto; overflow-y: hidden; padding: .3em 0; }
 """
-FORMULA = re.compile(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|(?<![\\$\w])\$([^$\n]+?)\$(?!\d)", re.S)
+FORMULA = re.compile(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|(?<![\\$\w])\$(?=\S)([^$`\n]+?)(?<=\S)\$(?!\d)", re.S)
 
 
 def title(notebook: Path) -> str:
@@ -125,7 +125,7 @@ def main() -> None:
     config["nav"] = gather()
     (OUT / "mkdocs.yml").write_text(yaml.safe_dump(config, sort_keys=False))
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--config-file", str(OUT / "mkdocs.yml")]
-    subprocess.run(command, check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    subprocess.run(command, check=True, cwd=OUT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
     mend_links()
     print(f"Open {(OUT / 'site' / 'index.html').relative_to(ROOT)}")
 
