@@ -7,7 +7,7 @@ from torch import nn
 from dainv.data import load_data
 from dainv.encoding import encode, encode_passes, some_items
 from dainv.models import build_encoder
-from dainv.pretraining import watch
+from dainv.pretraining import evaluate_online
 from dainv.spirograph import spirograph_task
 from dainv.views import ColourViews, SpirographViews
 
@@ -70,7 +70,7 @@ def test_photographs_in_the_order_of_their_classes_are_picked_from_all(blobs):
             return images.mean((1, 2)).unflatten(1, (2, -1)).mean(2)
 
     uncropped = ColourViews(load_data("folder", blobs), crop=False)
-    assert watch(Columns(), uncropped, n_items=16)["target_accuracy"] > 0.7
+    assert evaluate_online(Columns(), uncropped, n_items=16)["target_accuracy"] > 0.7
     assert some_items(SpirographViews(spirograph_task(9, 5)), "train", 4).tolist() == [0, 1, 2, 3]
 
 

@@ -268,7 +268,7 @@ def test_training_stops_when_its_folder_is_deleted(folders, monkeypatch):
 
     monkeypatch.setattr(loop, "train_epoch", deleted)
     with pytest.raises(RuntimeError, match="was removed or replaced"):
-        loop.trained(run, Line, seed=0)
+        loop.fit(run, Line, seed=0)
     assert not run.folder.exists()
 
 
@@ -391,7 +391,7 @@ def test_folders_that_cannot_be_made_are_named(folders, monkeypatch):
 STOPPED = """
 import sys, time
 from tests.test_loop import Line
-from dainv.loop import trained
+from dainv.loop import fit
 from dainv.runs import Run
 
 class Slow(Line):
@@ -401,7 +401,7 @@ class Slow(Line):
         time.sleep(0.02)
         return super().step(number)
 
-trained(Run.open("slow", {}), Slow, seed=0)
+fit(Run.open("slow", {}), Slow, seed=0)
 """
 
 
@@ -443,11 +443,11 @@ def interrupted(run, trainable, monkeypatch, epochs=2):
     real = loop.train_epoch
     with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
         patched.setattr(loop, "train_epoch", lambda t, e, b: real(t, e, b) if e < epochs else 1 / 0)
-        loop.trained(run, trainable, seed=0)
+        loop.fit(run, trainable, seed=0)
 
 
 def test_a_run_goes_on_with_the_threads_of_its_beginning(folders, monkeypatch, capsys):
-    from dainv.loop import trained
+    from dainv.loop import fit
 
     before = torch.get_num_threads()
     try:
@@ -457,7 +457,7 @@ def test_a_run_goes_on_with_the_threads_of_its_beginning(folders, monkeypatch, c
         Threads.seen.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            trained(Run.open("line", {}), Threads, seed=0)
+            fit(Run.open("line", {}), Threads, seed=0)
         assert set(Threads.seen) == {2} and torch.get_num_threads() == 1
         assert "was begun with 2 thread(s), and is continued with as many" in capsys.readouterr().out
     finally:
@@ -465,26 +465,26 @@ def test_a_run_goes_on_with_the_threads_of_its_beginning(folders, monkeypatch, c
 
 
 def test_another_processor_is_named(folders, monkeypatch):
-    from dainv.loop import trained
+    from dainv.loop import fit
 
     interrupted(Run.open("line", {}), Line, monkeypatch)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NO SUCH")
     with pytest.warns(
         UserWarning, match=r"'line' is continued in another environment \(processor was .*, is NO SUCH\)"
     ):
-        trained(Run.open("line", {}), Line, seed=0)
+        fit(Run.open("line", {}), Line, seed=0)
 
 
 def test_a_run_begins_again_when_no_checkpoint_is_whole(folders, monkeypatch, capsys):
-    from dainv.loop import trained
+    from dainv.loop import fit
 
-    whole = trained(Run.open("whole", {}), Line, seed=0)
+    whole = fit(Run.open("whole", {}), Line, seed=0)
     run = Run.open("line", {})
     interrupted(run, Line, monkeypatch)
     for file in run.folder.glob("checkpoint*"):
         file.write_bytes(file.read_bytes()[:-1])
     with pytest.warns(UserWarning, match="damaged"):
-        again = trained(Run.open("line", {}), Line, seed=0)
+        again = fit(Run.open("line", {}), Line, seed=0)
     assert "no checkpoint is whole, so it begins again with epoch 1" in capsys.readouterr().out
     assert sha256_of(again.folder / "model.safetensors") == sha256_of(whole.folder / "model.safetensors")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dainv import loop
-from dainv.loop import Trainable, make_fabric, trained
+from dainv.loop import Trainable, fit, make_fabric
 from dainv.runs import Run
 
 
@@ -56,30 +56,30 @@ def test_a_run_is_trained_once(folders):
         built.append(Line())
         return built[-1]
 
-    run = trained(Run.open("line", {}), build, seed=3)
+    run = fit(Run.open("line", {}), build, seed=3)
     assert run.finished and run.result["metrics"]["missing"] is None, "NaN is null in JSON"
     assert run.log.epoch.tolist() == [1, 2, 3, 4] and run.result["seconds"] > 0
-    assert trained(Run.open("line", {}), build, seed=3).folder == run.folder and len(built) == 1
+    assert fit(Run.open("line", {}), build, seed=3).folder == run.folder and len(built) == 1
 
 
 def test_the_generator_is_left_as_it_was(folders):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    trained(Run.open("line", {}), Line, seed=0)
+    fit(Run.open("line", {}), Line, seed=0)
     assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(folders, monkeypatch, after):
-    whole = trained(Run.open("whole", {}), Line, seed=0)
+    whole = fit(Run.open("whole", {}), Line, seed=0)
     real = loop.train_epoch
     monkeypatch.setattr(loop, "train_epoch", lambda t, e, b: real(t, e, b) if e < after else 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        trained(Run.open("broken", {}), Line, seed=0)
+        fit(Run.open("broken", {}), Line, seed=0)
     monkeypatch.setattr(loop, "train_epoch", real)
     assert not Run.open("broken").finished and len(Run.open("broken").log) == after
-    again = trained(Run.open("broken", {}), Line, seed=0)
+    again = fit(Run.open("broken", {}), Line, seed=0)
     assert again.log.loss.tolist() == whole.log.loss.tolist()
     assert (again.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
 
@@ -91,7 +91,7 @@ def test_weights_that_are_not_finite_stop_the_run(folders):
         return line
 
     with pytest.raises(FloatingPointError, match="weights of layer weight are not finite after epoch 2, step 5"):
-        trained(Run.open("line", {}), poisoned, seed=0)
+        fit(Run.open("line", {}), poisoned, seed=0)
     assert len(Run.open("line").log) == 1 and not Run.open("line").finished
 
 

@@ -17,13 +17,13 @@ from dainv import loop
 from dainv.pretraining import (
     ContrastiveTrainer,
     PretrainParams,
+    evaluate_online,
     learning_rate,
     load_encoder,
     load_head,
     load_views,
     pretrain,
     resolve,
-    watch,
 )
 from dainv.runs import Run
 
@@ -98,7 +98,7 @@ def test_the_published_schedule(tiny):
         (dict(penalty_limit=-1.0), "penalty_limit"),
         (dict(batch_size=1), "at least two items"),
         (dict(batch_size=128), "only 96 training items"),
-        (dict(encoder="vgg"), "one of small, resnet18, resnet50"),
+        (dict(encoder="vgg"), "one of resnet18, resnet50, small"),
         (dict(dataset="cifar11"), "cifar11"),
         (dict(b_bounds=[0.5]), "two numbers"),
         (dict(b_bounds=[1.1, 0.5]), "b_bounds=[1.1, 0.5]: expected two numbers, lowest and highest"),
@@ -218,7 +218,7 @@ def test_the_finished_run_gives_back_what_it_was_trained_on(tiny):
     run = pretrain(PretrainParams(**tiny, **GRADIENT, name="whole"))
     views, encoder, head = load_views(run), load_encoder(run), load_head(run)
     assert views.fingerprint == run.result["data"]["fingerprint"]
-    assert watch(encoder, views, 20)["target_error"] == pytest.approx(run.log.target_error.iloc[-1], rel=1e-6)
+    assert evaluate_online(encoder, views, 20)["target_error"] == pytest.approx(run.log.target_error.iloc[-1], rel=1e-6)
     assert head(torch.zeros(2, encoder.n_features)).shape == (2, 128)
     row = run.log.iloc[-1]
     assert row.variance_ratio == pytest.approx(row.conditional_variance / row.total_variance)

@@ -359,7 +359,7 @@ def test_a_profile_holds_networks_and_encoders(folders, monkeypatch):
 
 def test_labels_of_contrastive_runs():
     asked = [dict(penalty="twin", penalty_weight=weight) for weight in (0.0, 0.5)]
-    assert [run_label(params) for params in asked] == ["no regularisation", "twin, λ = 0.5"]
+    assert [run_label(params) for params in asked] == ["no regularisation", "finite difference, λ = 0.5"]
 
 
 def test_what_draws_figures_does_not_wait_for_torch():

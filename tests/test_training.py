@@ -232,7 +232,7 @@ def test_the_whole_step_is_one_graph(tiny, change):
     trainer.set_epoch(0)
     batch = trainer.sampler[0]
     index = (batch.images, batch.views, batch.groups, batch.passes)
-    explained = torch._dynamo.explain(training._batch_loss)(trainer, *index, True, training._progress(trainer, 0))
+    explained = torch._dynamo.explain(trainer.batch_loss.compute)(*index, True, trainer.progress(0))
     assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
 
 
@@ -240,8 +240,12 @@ def test_the_whole_step_is_one_graph(tiny, change):
 @pytest.mark.parametrize("change", [*CHANGES[:3], FISHER])
 def test_the_whole_step_compiles_and_agrees_with_eager(tiny, change, monkeypatch):
     torch._dynamo.reset()  # every case is a recompilation of the same function, and their number is limited
-    whole = torch.compile(training._batch_loss, backend="aot_eager", fullgraph=True)
-    monkeypatch.setattr(training, "_compiled", lambda p, gpu: whole if p.compile == "on" else training._batch_loss)
+
+    def compiled(batch_loss, gpu):
+        whole = torch.compile(batch_loss.compute, backend="aot_eager", fullgraph=True)
+        return whole if batch_loss.p.compile == "on" else batch_loss.compute
+
+    monkeypatch.setattr(training.BatchLoss, "compiled", compiled)
     p, data = resolve(TrainParams(**{**tiny, **change}))
     eager, compiled = Trainer(p, data), Trainer(replace(p, compile="on"), data)
     for trainer in (eager, compiled):
@@ -254,7 +258,7 @@ def test_the_whole_step_compiles_and_agrees_with_eager(tiny, change, monkeypatch
 def test_without_cross_entropy_a_probe_learns_and_the_network_does_not_notice(tiny, change):
     p, data = resolve(TrainParams(**{**tiny, **change}))
     trainer, lonely = Trainer(p, data), Trainer(p, data)
-    lonely.probe = None
+    lonely.probe = lonely.batch_loss.probe = None
     lonely.columns = lonely.columns[:-1]
     lonely.optimizer.param_groups.pop()
     for each in (trainer, lonely):

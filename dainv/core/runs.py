@@ -906,10 +906,11 @@ class FigureRun:
 def run_label(
     params: dict,  # parameters of a run
 ) -> str:
-    "What a legend calls the run, by its objective: `baseline, M = 8`, `DAI, M = 8, alpha = 0.1`, `twin, λ = 1`."
+    "What a legend calls the run, by its objective: `baseline, M = 8`, `DAI, M = 8, alpha = 0.1`, `gradient, λ = 1`."
     if "penalty_weight" in params:
         weight = params["penalty_weight"]
-        return f"{params['penalty']}, λ = {weight:g}" if weight else "no regularisation"
+        kind = "finite difference" if params["penalty"] == "twin" else params["penalty"]
+        return f"{kind}, λ = {weight:g}" if weight else "no regularisation"
     views, alpha, beta = params.get("views", 8), params.get("alpha", 0.1), params.get("beta", 0.0)
     metric = params.get("metric", "msd")
     how = "" if metric == "msd" else f", {metric.replace('_', ' ')}"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'DRAWINGS', 'PHOTOGRAPHS', 'PRECISIONS', 'OPTIMIZERS', 'PretrainParams', 'checked', 'resolve',
-           'learning_rate', 'watch', 'ContrastiveTrainer', 'check_plan', 'pretrain', 'load_encoder', 'load_head',
-           'load_views']
+           'learning_rate', 'evaluate_online', 'describe_views', 'ContrastiveTrainer', 'check_plan', 'pretrain',
+           'load_encoder', 'load_head', 'load_views']
 
 # %% ../../nbs/trainers/42_pretraining.ipynb #c3347d4d
 import hashlib
@@ -13,6 +13,7 @@ import json
 import math
 import warnings
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ from ..measures.ridge import component_errors, fit_ridge, r_squared
 from ..measures.variance import variance_parts
 from ..networks.models import ENCODERS, build_encoder
 from .lars import LARS, ramp_cosine
-from .loop import Trainable, device_kind, make_fabric, memory_of, rehearse, run_precision, trained
+from .loop import NetworkTrainer, device_kind, fit, make_fabric, memory_of, rehearse, run_precision
 
 # %% ../../nbs/trainers/42_pretraining.ipynb #47266699
 @dataclass(frozen=True)
@@ -292,7 +293,7 @@ def learning_rate(
     return p.lr * (ramp_cosine(epoch, p.epochs, p.ramp_epochs) if p.schedule == "cosine" else rise)
 
 # %% ../../nbs/trainers/42_pretraining.ipynb #d78ecee6
-_WATCHED = 1_000_003  # the seed of these views: no view of the training is among them
+_ONLINE_SEED = 1_000_003  # the seed of these views: no view of the training is among them
 
 
 def _target_columns(views, ids: torch.Tensor, half: str) -> torch.Tensor:  # (N, k)
@@ -310,19 +311,19 @@ def _target_metrics(views, predicted: torch.Tensor, ids: torch.Tensor) -> dict:
     return dict(target_error=errors.pop("mean"), **{f"error_{name}": error for name, error in errors.items()})
 
 # %% ../../nbs/trainers/42_pretraining.ipynb #12914db7
-def watch(
+def evaluate_online(
     encoder: nn.Module,  # images -> features
     views,  # of `dainv.inputs.views`
     n_items: int = 500,  # test items; four times as many training items are used to fit what is tested on them
 ) -> dict:
     "Variance under transformation and in total, and the errors of ridge regression on targets and on the parameters."
     ids, fitted = some_items(views, "test", n_items), some_items(views, "train", 4 * n_items)
-    parts = variance_parts(encode_passes(encoder, views, "test", 10, ids, seed=_WATCHED))
-    features = encode(encoder, views, "train", fitted, seed=_WATCHED)
-    test_features = encode(encoder, views, "test", ids, seed=_WATCHED)
+    parts = variance_parts(encode_passes(encoder, views, "test", 10, ids, seed=_ONLINE_SEED))
+    features = encode(encoder, views, "train", fitted, seed=_ONLINE_SEED)
+    test_features = encode(encoder, views, "test", ids, seed=_ONLINE_SEED)
     predicted = fit_ridge(features, _target_columns(views, fitted, "train")).predict(test_features)
     alpha, test_alpha = (
-        views.draw(half, some, 0, 0, _WATCHED).alpha.cpu() for half, some in (("train", fitted), ("test", ids))
+        views.draw(half, some, 0, 0, _ONLINE_SEED).alpha.cpu() for half, some in (("train", fitted), ("test", ids))
     )
     guessed = fit_ridge(features, alpha).predict(test_features)
     return dict(
@@ -347,111 +348,49 @@ def _check_start(p: PretrainParams, run: Run, views) -> None:
     if run.result["data"]["fingerprint"] != views.fingerprint:
         raise ValueError(f"parameter start={run.name!r}: it was trained on other data; use the same sizes and bounds")
 
-# %% ../../nbs/trainers/42_pretraining.ipynb #0d383c7f
-def _go_on(trainer: "ContrastiveTrainer", run: Run) -> int:
-    "Takes over weights and optimizer of a finished run; the number of its last step."
-    _check_start(trainer.p, run, trainer.views)
-    trainer.bare_model.load_state_dict(run_weights(run))
-    checkpoint = run.load_checkpoint(map_location=trainer.fabric.device)
-    if checkpoint is None or run.params["optimizer"] != trainer.p.optimizer:
-        warnings.warn(f"{run.name}: only its weights are taken over, not the state of its optimizer", stacklevel=2)
-    else:
-        groups = trainer.optimizer.param_groups
-        asked = [{k: v for k, v in group.items() if k != "params"} for group in groups]
-        trainer.optimizer.load_state_dict(checkpoint["trainer"]["optimizer"])
-        for group, options in zip(trainer.optimizer.param_groups, asked, strict=True):
-            group.update(options)  # what was moving goes on, the options are this run's
-    return int(run.log["step"].iloc[-1])
-
-# %% ../../nbs/trainers/42_pretraining.ipynb #7b327f9f
-def _trainer_state(trainer: "ContrastiveTrainer") -> dict:
-    "Module and optimizer; the sampler and the views have no state beyond the number of the step."
-    sampler = {name: getattr(trainer.sampler, name) for name in ("seed", "batch_size", "n_images")}
-    states = dict(model=trainer.bare_model.state_dict(), optimizer=trainer.optimizer.state_dict())
-    return dict(**states, sampler=sampler, first_step=trainer.first_step)
-
-
-def _load_trainer_state(trainer: "ContrastiveTrainer", state: dict) -> None:
-    "Continues from a state; a ValueError when it was made with other batches."
-    expected = {name: getattr(trainer.sampler, name) for name in state["sampler"]}
-    if state["sampler"] != expected:
-        raise ValueError(
-            f"the checkpoint was made with {state['sampler']}, the run asks for {expected}: start a new run"
-        )
-    trainer.bare_model.load_state_dict(state["model"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.first_step = state["first_step"]
-
-# %% ../../nbs/trainers/42_pretraining.ipynb #454e62b5
-def _step(trainer: "ContrastiveTrainer", place: int, weight: float) -> torch.Tensor:  # (5,)
-    "Trains on the batch at a place in the order of the items; what is logged of it."
-    batch = trainer.sampler[place]
-    ids, passes = (trainer.part.rows(index).to(trainer.fabric.device) for index in (batch.images, batch.passes))
-    loss, logged = trainer.model(trainer.views, trainer.part, ids, passes, place, weight)
-    trainer.fabric.backward(loss)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad()
-    return logged
-
 # %% ../../nbs/trainers/42_pretraining.ipynb #dec3ca44
-def _epoch_row(trainer: "ContrastiveTrainer", values: torch.Tensor, epoch: int, seconds: float) -> dict:
-    "The log row of an epoch from the vectors of its steps (steps, 5)."
-    p, n = trainer.p, len(values)
-    values = trainer.fabric.all_reduce(values, reduce_op="mean").cpu()
-    means = dict(zip(trainer.columns, values.mean(0).tolist(), strict=True))
-    with_penalty = values[values[:, 3] >= 0][:, 3:]
-    penalty, share = with_penalty.mean(0).tolist() if len(with_penalty) else (math.nan, math.nan)
-    due = epoch + 1 == p.epochs or (epoch + 1) % p.measure_every == 0
-    encoder = trainer.bare_model.encoder
-    return dict(
-        epoch=epoch + 1,
-        step=trainer.first_step + (epoch + 1) * n,
-        lr=learning_rate(p, epoch),
-        penalty_weight=trainer.weight_at((epoch + 1) * n - 1),
-        loss=means["loss"],
-        contrastive=means["contrastive"],
-        penalty=penalty,
-        clamped_share=share,
-        accuracy=means["right"] / trainer.answers_per_step,
-        seconds=seconds,
-        images_per_second=2 * n * p.batch_size / seconds,
-        **(watch(encoder, trainer.views, p.measure_items) if due and trainer.fabric.is_global_zero else {}),
-    )
-
-
-def _described(views) -> dict:
+def describe_views(
+    views,  # of `dainv.inputs.views`
+) -> dict:
     "What a result says about its data."
     sizes = dict(n_train=views.count("train"), n_test=views.count("test"), in_size=views.size)
     return dict(name=views.name, title=views.title, fingerprint=views.fingerprint, task=views.task, **sizes)
 
 # %% ../../nbs/trainers/42_pretraining.ipynb #20f20524
-class ContrastiveTrainer(Trainable):
+class ContrastiveTrainer(NetworkTrainer):
     "An encoder with its projection head in training."
 
     columns = ["loss", "contrastive", "right", "penalty", "clamped"]
-    state, load_state, epoch_row = _trainer_state, _load_trainer_state, _epoch_row
 
     def __init__(self, p: PretrainParams, views, fabric: Fabric | None = None, precision: str = ""):
-        self.p, self.name, self.epochs, self.lr = p, p.name, p.epochs, p.lr
-        self.precision = choose_precision(precision or p.precision, device_kind(p.device))
-        self.fabric = fabric or make_fabric(p.device, self.precision, p.devices)
-        self.views = views.to(self.fabric.device)
-        self.sampler = ViewSampler(views.count("train"), p.batch_size, 1, p.seed)
-        self.steps_per_epoch = self.sampler.steps_per_epoch
-        self.items_per_step, self.answers_per_step = p.batch_size, 2 * p.batch_size
+        sampler = ViewSampler(views.count("train"), p.batch_size, 1, p.seed)
+        precision = choose_precision(precision or p.precision, device_kind(p.device))
+        super().__init__(p, sampler, precision, fabric or make_fabric(p.device, precision, p.devices))
+        self.views, self.answers_per_step = views.to(self.device), 2 * p.batch_size
         with torch.random.fork_rng():
             torch.manual_seed(p.seed)
-            self.bare_model = _Contrast(p, views.size)
-        self.bare_model.to(self.fabric.device, memory_format=torch.channels_last)
-        self.model, self.optimizer = self.fabric.setup(self.bare_model, _optimizer(p, self.bare_model.parameters()))
+            network = _Contrast(p, views.size)
+        network.to(self.device, memory_format=torch.channels_last)
+        self.set_network(network, _optimizer(p, network.parameters()))
         self.part = _Part(self.fabric.global_rank, self.fabric.world_size)
-        self.first_step = _go_on(self, Run.open(p.start)) if p.start else 0
+        self.learning_rate = partial(learning_rate, p)
+        if p.start:
+            self.warm_start(Run.open(p.start))
 
-    def set_epoch(self, epoch: int) -> None:
-        "Puts the networks into training mode at the learning rate of an epoch (0-based)."
-        self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.p, epoch)
+    def warm_start(self, run: Run) -> None:
+        "Takes over weights, optimizer and place in the data of a finished run."
+        _check_start(self.p, run, self.views)
+        self.bare_model.load_state_dict(run_weights(run))
+        checkpoint = run.load_checkpoint(map_location=self.device)
+        if checkpoint is None or run.params["optimizer"] != self.p.optimizer:
+            warnings.warn(f"{run.name}: only its weights are taken over, not the state of its optimizer", stacklevel=2)
+        else:
+            groups = self.optimizer.param_groups
+            asked = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+            self.optimizer.load_state_dict(checkpoint["trainer"]["optimizer"])
+            for group, options in zip(self.optimizer.param_groups, asked, strict=True):
+                group.update(options)  # the moments are taken over, the options are this run's
+        self.first_step = int(run.log["step"].iloc[-1])
 
     def weight_at(self, number: int) -> float:
         "Lambda in a step of this run."
@@ -459,16 +398,50 @@ class ContrastiveTrainer(Trainable):
 
     def step(self, number: int) -> torch.Tensor:  # (5,)
         "Trains on the batch of a step; everything that is logged of it, still on the device."
-        return _step(self, self.first_step + number, self.weight_at(number))
+        place = self.first_step + number
+        batch = self.sampler[place]
+        ids, passes = (self.part.rows(index).to(self.device) for index in (batch.images, batch.passes))
+        loss, logged = self.model(self.views, self.part, ids, passes, place, self.weight_at(number))
+        self.descend(loss)
+        return logged
+
+    def own_state(self) -> dict:
+        return dict(first_step=self.first_step)
+
+    def load_own_state(self, state: dict) -> None:
+        self.first_step = state["first_step"]
+
+    def epoch_row(self, values: torch.Tensor, epoch: int, seconds: float) -> dict:
+        "The log row of an epoch from the vectors of its steps (steps, 5); of the penalty, over the steps that have one."
+        p, n = self.p, len(values)
+        values = self.fabric.all_reduce(values, reduce_op="mean").cpu()
+        means = dict(zip(self.columns, values.mean(0).tolist(), strict=True))
+        with_penalty = values[values[:, 3] >= 0][:, 3:]
+        penalty, share = with_penalty.mean(0).tolist() if len(with_penalty) else (math.nan, math.nan)
+        due = (epoch + 1 == p.epochs or (epoch + 1) % p.measure_every == 0) and self.fabric.is_global_zero
+        return dict(
+            epoch=epoch + 1,
+            step=self.first_step + (epoch + 1) * n,
+            lr=self.learning_rate(epoch),
+            penalty_weight=self.weight_at((epoch + 1) * n - 1),
+            loss=means["loss"],
+            contrastive=means["contrastive"],
+            penalty=penalty,
+            clamped_share=share,
+            accuracy=means["right"] / self.answers_per_step,
+            seconds=seconds,
+            images_per_second=2 * n * p.batch_size / seconds,
+            **(evaluate_online(self.bare_model.encoder, self.views, p.measure_items) if due else {}),
+        )
 
     def described(self) -> dict:
         "Parameters and data."
-        return dict(params=asdict(self.p), data=_described(self.views))
+        return dict(params=asdict(self.p), data=describe_views(self.views))
 
-    def blamed(self, bad: list[str]) -> str:
+    def nonfinite_source(self, bad: list[str]) -> str:
         "The part of the loss that is not finite; the loss is only its sum."
         named = dict(contrastive="the contrastive loss", penalty="the penalty on transformations")
-        return next((named[name] for name in bad if name in named), super().blamed(bad))
+        return next((named[name] for name in bad if name in named), super().nonfinite_source(bad))
 
 # %% ../../nbs/trainers/42_pretraining.ipynb #24c9470a
 def check_plan(
@@ -502,7 +475,7 @@ def pretrain(
     if fabric.is_global_zero:
         Run.open(p.name, asdict(p))
     fabric.barrier()
-    return trained(Run.open(p.name, asdict(p)), lambda: ContrastiveTrainer(p, views, fabric, precision), p.seed)
+    return fit(Run.open(p.name, asdict(p)), lambda: ContrastiveTrainer(p, views, fabric, precision), p.seed)
 
 # %% ../../nbs/trainers/42_pretraining.ipynb #21d6ba0f
 def _load_module(run: Run) -> _Contrast:
