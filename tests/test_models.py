@@ -237,7 +237,7 @@ def test_the_gradient_flows_through_recorded_activations(name):
     for layer, activation in activations.items():
         model.zero_grad()
         activation.square().mean().backward(retain_graph=True)
-        assert model.get_parameter("conv1.conv.weight" if "allcnn" in name else "conv1.weight").grad.any(), layer
+        assert next(model.parameters()).grad.any(), layer
     top = model.get_submodule(model.measured[-1])
     assert all(p.grad is not None and p.grad.isfinite().all() for p in top.parameters())
 
