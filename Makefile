@@ -12,7 +12,7 @@ SNAKEMAKE := $(PY) -m snakemake --cores $(CORES) --rerun-triggers mtime --config
 export OMP_WAIT_POLICY := PASSIVE
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: figures test docs lab parameters readme dry-run benchmarks constraints
+.PHONY: figures test docs outputs lab parameters readme dry-run benchmarks constraints
 
 # --nolock: Snakemake's lock stays behind after kill -9 or a power cut. The Snakefile has one that does not.
 figures: $(READY)  ## every figure of a suite: make figures PROFILE=small CORES=2
@@ -43,6 +43,10 @@ parameters: $(READY)  ## the parameters cells of the run notebooks from the data
 docs: $(READY)  ## the project as a static site -> _docs/site
 	$(PY) -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev,docs]'
 	$(PY) docs/build.py
+
+# Beside `make test`, which executes the lessons too: trained networks differ from processor to processor.
+outputs: $(READY)  ## compares the stored outputs of the lessons with those of an execution (five minutes)
+	OMP_NUM_THREADS=1 $(PY) tests/outputs.py
 
 readme: $(READY)  ## README.md from nbs/index.ipynb
 	$(PY) tests/render_readme.py

@@ -792,21 +792,24 @@ def _from_cifar(source: type) -> Callable:
     return load
 
 
-register_source(
+_load_cifar10 = register_source(
     "cifar10",
     "CIFAR-10",
     # The standard deviations of InvCLR are means over images, smaller than those over all pixels.
     normalisation=((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     animate=frozenset({"bird", "cat", "deer", "dog", "frog", "horse"}),
 )(_from_cifar(CIFAR10))
-register_source("cifar100", "CIFAR-100", normalisation=((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)))(
-    _from_cifar(CIFAR100)
-)
+_load_cifar100 = register_source(
+    "cifar100", "CIFAR-100", normalisation=((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023))
+)(_from_cifar(CIFAR100))
 
 # %% ../../nbs/inputs/12_data.ipynb #b391fbdc
-register_source("tinyimagenet", "Tiny ImageNet")(_from_folder(_list_tiny, "tiny-imagenet-200"))
-register_source("imagenet", "ImageNet")(_from_folder(lambda root: _list_folder(root, ("val",)), "imagenet", side=128))
-register_source("folder")(_from_folder(_list_folder))
+for _name, _title, _load in (
+    ("tinyimagenet", "Tiny ImageNet", _from_folder(_list_tiny, "tiny-imagenet-200")),
+    ("imagenet", "ImageNet", _from_folder(lambda root: _list_folder(root, ("val",)), "imagenet", side=128)),
+    ("folder", "", _from_folder(_list_folder)),
+):
+    register_source(_name, _title)(_load)
 
 # %% ../../nbs/inputs/12_data.ipynb #f3a0b69b
 def _load_auto(root, size):

@@ -1,0 +1,103 @@
+"""Compares the stored outputs of the lessons with those of an execution: `make outputs`, or with --write to renew them.
+
+Text is compared word by word, numbers with a tolerance; pictures and what depends on the machine are not.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?")
+TOLERANCE = 0.02  # relative; 0.02 absolute below 1
+MAY_DIFFER = re.compile(  # times, speeds, memory, addresses, temporary names
+    r"second|\bms\b|img/s|it/s|MiB|GiB|/tmp/|0x[0-9a-f]+|\[IPKernelApp\]|Warning|threads?\b|epoch.*%\|", re.I
+)
+
+
+def lessons() -> list[Path]:
+    "The notebooks that `nbdev_test` executes."
+    found = sorted((ROOT / "nbs").rglob("*.ipynb"))
+    return [n for n in found if "skip_exec: true" not in n.read_text()]
+
+
+def text_of(outputs: list[dict]) -> str:
+    "What outputs say as text, without pictures."
+    parts = []
+    for output in outputs:
+        text = output.get("text") or output.get("data", {}).get("text/plain", "")
+        parts.append("".join(text))
+    return "\n".join(parts)
+
+
+def differs(stored: str, fresh: str) -> str:
+    "The first line that differs by more than the tolerance, both ways; empty where none does."
+    old, new = (
+        [line.rstrip() for line in text.splitlines() if line.strip() and not MAY_DIFFER.search(line)]
+        for text in (stored, fresh)
+    )
+    for before, after in zip(old, new, strict=False):
+        words = (NUMBER.sub("#", re.sub(r"\s+", " ", line)) for line in (before, after))
+        numbers = ([float(n) for n in NUMBER.findall(line)] for line in (before, after))
+        if len(set(words)) > 1 or any(
+            not math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE) for a, b in zip(*numbers, strict=True)
+        ):
+            return f"{before!r} is now {after!r}"
+    return f"{len(old)} lines are now {len(new)}" if len(old) != len(new) else ""
+
+
+def executed(path: Path) -> nbformat.NotebookNode:
+    notebook = nbformat.read(path, 4)
+    options = dict(timeout=580, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    return NotebookClient(notebook, **options).execute()
+
+
+def stored_form(output: dict) -> dict:
+    "An output as a clean notebook stores it."
+    output = json.loads(json.dumps(output))
+    if "execution_count" in output:
+        output["execution_count"] = None
+    for holder, key in [(output, "text"), *((output.get("data", {}), k) for k in output.get("data", {}))]:
+        if isinstance(holder.get(key), str) and key != "image/png":
+            holder[key] = holder[key].splitlines(keepends=True)
+    return output
+
+
+def check(path: Path, write: bool) -> list[str]:
+    "What differs in a notebook, a line each; with `write` its outputs are renewed."
+    content, found = json.loads(path.read_text()), []
+    for cell, fresh in zip(content["cells"], executed(path).cells, strict=True):
+        if cell["cell_type"] != "code":
+            continue
+        outputs = [stored_form(o) for o in fresh.outputs]
+        if how := differs(text_of(cell["outputs"]), text_of(outputs)):
+            found.append(f"{path.relative_to(ROOT)} [{cell['id']}]: {how}")
+        cell["outputs"] = outputs
+    if write and found:
+        path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("notebooks", nargs="*", type=Path, help="all lessons, if none is named")
+    parser.add_argument(
+        "--write", action="store_true", help="renew the outputs of notebooks in which something differs"
+    )
+    asked = parser.parse_args()
+    paths = [p.resolve() for p in asked.notebooks] or lessons()
+    with ThreadPoolExecutor(2) as pool:
+        found = [line for lines in pool.map(lambda p: check(p, asked.write), paths) for line in lines]
+    print("\n".join(found) or f"the stored outputs of {len(paths)} notebooks are those of an execution")
+    return bool(found) and not asked.write
+
+
+if __name__ == "__main__":
+    sys.exit(main())
