@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dainv import groups as module
@@ -52,7 +52,10 @@ def check(sizes, units, dtype, offset, shuffle, reference, incoming, seed):
     found, (within, between, means) = group_moments(x, rows), exact(x, ids, n)
     scale = x.double().sub(x[0].double()).square().sum() + 1e-30
     assert ((found.within - within).abs() <= 1e-6 * within + 1e-11 * scale).all()
-    assert ((found.between - between).abs()[rows.sizes > 0] <= 1e-5 * between[rows.sizes > 0] + 1e-11 * scale).all()
+    # A squared distance much smaller than the spread of the batch inherits the rounding of the means: 2 d (u s).
+    rounded = 2 * (between * scale).sqrt() * 2**-24
+    bound = 1e-5 * between + rounded + 1e-11 * scale
+    assert ((found.between - between).abs() <= bound)[rows.sizes > 0].all()
     pull = torch.rand(n, generator=generator)
     classes = torch.randint(0, 3, ids.shape, generator=generator)
     others, delta_ref, push, middle = None, found.mean, torch.tensor([0.7]), x.double().mean(0)
@@ -82,15 +85,19 @@ CASES = dict(
     incoming=st.booleans(),
     seed=st.integers(0, 99),
 )
+NEARLY_THE_MEAN = dict(sizes=[2, 1, 0, 0, 1, 1, 2], units=1, dtype=torch.float32, offset=0.0)
+NEARLY_THE_MEAN |= dict(shuffle=False, reference=False, incoming=False, seed=53)
 
 
 @settings(max_examples=80, deadline=None)
+@example(**NEARLY_THE_MEAN)
 @given(**CASES)
 def test_moments_and_gradient_compiled_where_that_is_possible(**case):
     check(**case)
 
 
 @settings(max_examples=80, deadline=None)
+@example(**NEARLY_THE_MEAN)
 @given(**CASES)
 def test_moments_and_gradient_by_torch(**case):
     with pytest.MonkeyPatch.context() as patch:
