@@ -52,10 +52,7 @@ def check(sizes, units, dtype, offset, shuffle, reference, incoming, seed):
     found, (within, between, means) = group_moments(x, rows), exact(x, ids, n)
     scale = x.double().sub(x[0].double()).square().sum() + 1e-30
     assert ((found.within - within).abs() <= 1e-6 * within + 1e-11 * scale).all()
-    # A squared distance much smaller than the spread of the batch inherits the rounding of the means: 2 d (u s).
-    rounded = 2 * (between * scale).sqrt() * 2**-24
-    bound = 1e-5 * between + rounded + 1e-11 * scale
-    assert ((found.between - between).abs() <= bound)[rows.sizes > 0].all()
+    assert ((found.between - between).abs()[rows.sizes > 0] <= 1e-5 * between[rows.sizes > 0] + 1e-11 * scale).all()
     pull = torch.rand(n, generator=generator)
     classes = torch.randint(0, 3, ids.shape, generator=generator)
     others, delta_ref, push, middle = None, found.mean, torch.tensor([0.7]), x.double().mean(0)
@@ -86,7 +83,7 @@ CASES = dict(
     seed=st.integers(0, 99),
 )
 NEARLY_THE_MEAN = dict(sizes=[2, 1, 0, 0, 1, 1, 2], units=1, dtype=torch.float32, offset=0.0)
-NEARLY_THE_MEAN |= dict(shuffle=False, reference=False, incoming=False, seed=53)
+NEARLY_THE_MEAN |= dict(shuffle=False, reference=False, incoming=False, seed=53)  # the mean of a group is nearly that of all
 
 
 @settings(max_examples=80, deadline=None)

@@ -81,7 +81,8 @@ def _tiles(x: torch.Tensor):
 def _moments(x: torch.Tensor, groups: Groups) -> Moments:
     "The moments of a batch (B, D), by PyTorch."
     n, views, wide, double = len(groups.first), groups.views, torch.promote_types(x.dtype, torch.float32), _double(x)
-    share, part = (t.to(wide)[:, None] for t in (1 / groups.sizes.clamp(min=1), groups.sizes / len(x)))
+    share = (1 / groups.sizes.clamp(min=1)).to(wide)[:, None]
+    part = (groups.sizes / len(x))[:, None]
     delta, mean = x.new_empty(n, x.shape[1], dtype=wide), x.new_empty(1, x.shape[1], dtype=wide)
     squares, shift, between = x.new_zeros(len(x), dtype=double), *x.new_zeros(2, n, dtype=double)
     for columns, tile in _tiles(x):
@@ -93,8 +94,10 @@ def _moments(x: torch.Tensor, groups: Groups) -> Moments:
             total = sums(tile.sub_(first.index_select(0, groups.ids)), groups.ids, n)
         squares += tile.square_().sum(1)
         shift += (total * (delta_here := total * share)).sum(1)
-        centre = first.sub_(origin).add_(delta_here)
-        delta[:, columns], mean[:, columns] = delta_here, (mean_here := (part * centre).sum(0, keepdim=True))
+        # A group may lie much closer to the mean of the batch than its first row: the difference is taken in double.
+        centre = (first.to(double) - origin).add_(delta_here)
+        mean_here = (part * centre).sum(0, keepdim=True)
+        delta[:, columns], mean[:, columns] = delta_here, mean_here
         between += centre.sub_(mean_here).square_().sum(1)
     return Moments(delta, sums(squares, groups.ids, n) - shift, mean, between)
 
@@ -177,7 +180,8 @@ template <class T> static void moments(
     float *delta, float *mean, double *sums, int64_t threads
 ) {
     in_threads((units + TILE - 1) / TILE, threads, [=](int64_t begin, int64_t end) {
-        float origin[TILE], first[TILE], total[TILE], all[TILE];
+        float origin[TILE], first[TILE], total[TILE];
+        double all[TILE];
         for (int64_t tile = begin; tile < end; ++tile) {
             int64_t start = tile * TILE, n = std::min<int64_t>(TILE, units - start);
             const T *here = x + start;
@@ -201,15 +205,19 @@ template <class T> static void moments(
                 }
                 for (int64_t c = 0; c < n; ++c) {
                     d[c] = total[c] * share;
-                    all[c] += size * (first[c] - origin[c]) + total[c];
+                    all[c] += size * (double(first[c]) - origin[c]) + total[c];
                 }
                 out[2 * g] -= sum(n, [=](int64_t c) { return total[c] * d[c]; });
             }
-            for (int64_t c = 0; c < n; ++c) mean[start + c] = all[c] /= starts[groups];
+            for (int64_t c = 0; c < n; ++c) mean[start + c] = float(all[c] /= starts[groups]);
             for (int64_t g = 0; g < groups; ++g) {
                 const float *d = delta + g * units + start;
                 const T *row = here + order[std::min(starts[g], starts[groups] - 1)] * stride;
-                out[2 * g + 1] = sum(n, [=](int64_t c) { float r = wide(row[c]) - origin[c] + d[c] - all[c]; return r * r; });
+                // A group may lie much closer to the mean of the batch than its first row: the difference is in double.
+                out[2 * g + 1] = sum(n, [=](int64_t c) {
+                    float r = float(double(wide(row[c])) - origin[c] + d[c] - all[c]);
+                    return r * r;
+                });
             }
         }
     });
