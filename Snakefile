@@ -12,6 +12,7 @@ from dainv.jobs import exclusive, note_progress, show_progress
 from dainv.runs import figures_folder, profile_of, project_root, run_group, run_mismatch, runs_folder
 from dainv.workflow import (
     MEASURED_BY,
+    asked_of_measuring,
     asked_runs,
     check_profile,
     figure_needs,
@@ -66,10 +67,9 @@ def started_from(run):
 
 
 def measured_on(run):
-    "Parameters of the measuring of a run; those for all runs of a group are named `common`."
+    "Parameters of the measuring of a run, with the names of this seed."
     kind, _, seed = run.rpartition("-s")
-    measure = group_of(run)[1].get("measure", {})
-    asked = {**measure.get("common", {}), **measure.get(kind, {})}
+    asked = asked_of_measuring(SECTION, kind)
     source = {"attack_source": f"{PROFILE}/{asked['attack_source']}-s{seed}"} if "attack_source" in asked else {}
     return {"run": f"{PROFILE}/{run}", **asked, **source}
 

@@ -7,10 +7,17 @@ from dainv.evaluating import EvaluateParams
 from dainv.measuring import MeasureParams
 from dainv.options import parameters_cell
 from dainv.pretraining import PretrainParams
+from dainv.sweeping import SweepParams
 from dainv.training import TrainParams
 
 ROOT = Path(__file__).resolve().parents[1]
-PARAMETERS = {"train": TrainParams, "pretrain": PretrainParams, "measure": MeasureParams, "evaluate": EvaluateParams}
+PARAMETERS = {
+    "train": TrainParams,
+    "pretrain": PretrainParams,
+    "measure": MeasureParams,
+    "evaluate": EvaluateParams,
+    "pairs": SweepParams,
+}
 
 
 def write(notebook: str) -> None:

@@ -82,8 +82,9 @@ CASES = dict(
     incoming=st.booleans(),
     seed=st.integers(0, 99),
 )
+# the mean of one group is nearly that of the batch: its distance is a difference of nearly equal numbers
 NEARLY_THE_MEAN = dict(sizes=[2, 1, 0, 0, 1, 1, 2], units=1, dtype=torch.float32, offset=0.0)
-NEARLY_THE_MEAN |= dict(shuffle=False, reference=False, incoming=False, seed=53)  # the mean of a group is nearly that of all
+NEARLY_THE_MEAN |= dict(shuffle=False, reference=False, incoming=False, seed=53)
 
 
 @settings(max_examples=80, deadline=None)

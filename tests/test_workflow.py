@@ -18,8 +18,9 @@ import pandas as pd
 import pytest
 
 from dainv.jobs import Progress, exclusive, failed_jobs, note_progress, run_notebook
-from dainv.runs import Measurement, Run, check_params, experiments, runs_folder, write_json
+from dainv.runs import Measurement, Run, check_params, experiments, profile_of, runs_folder, write_json
 from dainv.workflow import (
+    asked_of_measuring,
     asked_runs,
     check_profile,
     code_digest,
@@ -374,3 +375,12 @@ def test_it_goes_on_after_a_kill(odd, folders):
     done = subprocess.run(odd, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert (folders / ODD / "figures/quick/dai_loss_dynamics.png").exists()
+
+
+def test_what_a_figure_needs_is_measured_on_its_runs(file):
+    file(f"p: {{{RUN}, measure: {{a: {{repeats: 2}}}}, figures: {{invariance_probes: {{baseline: a}}}}}}")
+    assert check_profile("p") == []
+    asked = asked_of_measuring(profile_of("p"), "a")
+    assert asked["repeats"] == 2 and "score" in asked["what"] and "probes" in asked["what"]
+    file(f"p: {{{RUN}, measure: {{a: {{what: [probes]}}}}, figures: {{invariance_probes: {{baseline: a}}}}}}")
+    assert "probes" in asked_of_measuring(profile_of("p"), "a")["what"]

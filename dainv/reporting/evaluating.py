@@ -14,6 +14,7 @@ from functools import cached_property
 import pandas as pd
 import torch
 
+from ..core.registry import Registry
 from ..core.runs import Run, check_ranges
 from ..inputs.views import ColourViews, SpirographViews
 from ..measures.averaging import COUNTS, averaging_and_ensembling, averaging_curve
@@ -30,7 +31,7 @@ from .measuring import LARGEST_SEED, Measure, different, in_range, measures
 from ..trainers.pretraining import load_encoder, load_head, load_views
 
 # %% ../../nbs/reporting/68_evaluating.ipynb #aeb0c22b
-EVALUATIONS: dict[str, Measure] = {}
+EVALUATIONS = Registry("evaluation", Measure)
 KINDS = tuple(dict.fromkeys(SpirographViews.kinds + ColourViews.kinds))
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from ..core.precision import choose_precision
+from ..core.registry import Registry
 from ..core.runs import Measurement, Run, check_ranges
 from ..inputs.augment import SCHEMES
 from ..inputs.augment import scheme as build_scheme
@@ -52,12 +53,13 @@ from dainv.trainers.training import (
 class Measure:
     "A measurement: its function, from a run to its tables by the names of their files, and these names."
 
+    name: str
     function: Callable
     files: tuple[str, ...]
 
 
 def measures(
-    registry: dict[str, Measure],
+    registry: Registry,
     name: str,  # by which it is asked for in the parameter `what`
     *files: str,  # that it leaves in the run folder
 ) -> Callable:
@@ -67,13 +69,12 @@ def measures(
         taken = {file for known, measure in registry.items() if known != name for file in measure.files}
         if twice := taken & set(files):
             raise ValueError(f"measure {name!r}: {min(twice)} is a file of another measure already")
-        registry[name] = Measure(function, files)
-        return function
+        return registry.register(name, files=files)(function)
 
     return enter
 
 
-MEASURES: dict[str, Measure] = {}
+MEASURES = Registry("measure", Measure)
 
 # %% ../../nbs/reporting/67_measuring.ipynb #300e8269
 @dataclass

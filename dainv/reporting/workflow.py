@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GROUP_KEYS', 'MEASURED_BY', 'notebook_params', 'shape_problems', 'seed_problems', 'section_problems', 'run_problems',
-           'measure_problems', 'pairs_problems', 'measures_of', 'figure_problems', 'check_profile', 'asked_runs',
-           'figure_runs_of', 'figure_needs', 'code_digest', 'job_stamp', 'measured_as_asked', 'jobs_behind',
-           'missing_figures', 'report_failures']
+           'measure_problems', 'pairs_problems', 'asked_of_measuring', 'measures_of', 'figure_problems',
+           'check_profile', 'asked_runs', 'figure_runs_of', 'figure_needs', 'code_digest', 'job_stamp',
+           'measured_as_asked', 'jobs_behind', 'missing_figures', 'report_failures']
 
 # %% ../../nbs/reporting/76_workflow.ipynb #68317547
 import ast
@@ -176,14 +176,35 @@ def pairs_problems(where: str, section: dict) -> Iterator[str]:
         yield f"{here}: {error}"
 
 # %% ../../nbs/reporting/76_workflow.ipynb #e54c2251
+def asked_of_measuring(
+    section: dict,  # of a suite
+    run: str,  # a name under its `runs`, or under `runs` of its `encoders`
+) -> dict:
+    "Parameters of the measuring of a run: those under `measure`, with every measure that a figure of the run needs."
+    notebook, group = run_group(section, run)
+    asked = {**group.get("measure", {}).get("common", {}), **group.get("measure", {}).get(run, {})}
+    registry, specs = MEASURES if notebook == "train" else EVALUATIONS, figure_specs()
+    drawn = [
+        figure for figure, roles in section["figures"].items() if isinstance(roles, dict) and run in roles.values()
+    ]
+    needed = {file for figure in drawn if figure in specs for file in specs[figure].needs}
+    try:
+        what = check_params(notebook_params(MEASURED_BY[notebook]), {**asked, "run": run}).what
+    except ValueError:  # which `measure_problems` names
+        return asked
+    timed = ("timing",)  # what is timed must be asked for: it keeps all cores busy
+    more = [name for name, m in registry.items() if needed & set(m.files) and name not in (*what, *timed)]
+    return {**asked, "what": [*what, *more]} if more else asked
+
+
 def measures_of(
     section: dict,  # of a suite
     run: str,  # a name under its `runs`, or under `runs` of its `encoders`
 ) -> dict[str, tuple[str, ...]]:
     "What is measured on a run, by name, and the files that it leaves; empty where what is asked is wrong."
-    notebook, group = run_group(section, run)
-    asked = {**group.get("measure", {}).get("common", {}), **group.get("measure", {}).get(run, {}), "run": run}
+    notebook, _ = run_group(section, run)
     try:
+        asked = {**asked_of_measuring(section, run), "run": run}
         params = check_params(notebook_params(MEASURED_BY[notebook]), asked)
     except ValueError:
         return {}
