@@ -52,7 +52,7 @@ readme: $(READY)  ## README.md from nbs/index.ipynb
 	$(PY) tests/render_readme.py
 
 constraints: $(READY)  ## constraints.txt from what is installed: after an upgrade that passes `make test`
-	$(PY) -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==[0-9][^+]*$$' > constraints.txt
+	$(PY) tests/render_constraints.py
 
 # The versions of constraints.txt are those that were tested together; make figures CONSTRAINTS= takes the newest.
 CONSTRAINTS ?= constraints.txt

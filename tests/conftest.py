@@ -24,6 +24,7 @@ from dainv.measuring import MeasureParams, Trained, measured
 from dainv.pretraining import PretrainParams, pretrain
 from dainv.runs import Measurement, Run, check_params, profile_runs, read_json, read_table, run_group, write_json
 from dainv.training import TrainParams, train
+from dainv.workflow import asked_of_measuring
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,23 +118,23 @@ class Suite:
         torch.set_num_threads(1)
         with self.inside():
             for name, asked in profile_runs(self.name).items():
-                networks = self.group_of(name)[0] == "train"
+                networks = self.notebook_of(name.split("/")[1].rpartition("-s")[0]) == "train"
                 params, work = (TrainParams, train) if networks else (PretrainParams, pretrain)
                 work(check_params(params, {**asked, "name": name}))
             for name in profile_runs(self.name):
-                notebook, group, seed = self.group_of(name)
-                kind = name.split("/")[1].rpartition("-s")[0]
-                asked = {"run": name, **group["measure"].get("common", {}), **group["measure"].get(kind, {})}
+                kind, _, seed = name.split("/")[1].rpartition("-s")
+                asked = {"run": name, **asked_of_measuring(self.section, kind)}
                 if asked.get("attack_source"):
                     asked["attack_source"] = f"{self.name}/{asked['attack_source']}-s{seed}"
-                params, subject = (MeasureParams, Trained) if notebook == "train" else (EvaluateParams, Encoder)
+                params, subject = (
+                    (MeasureParams, Trained) if self.notebook_of(kind) == "train" else (EvaluateParams, Encoder)
+                )
                 list(measured(subject(check_params(params, asked))))
         return self
 
-    def group_of(self, name):
-        "The notebook that trains a run, the part of the suite that lists it, and its seed."
-        run, _, seed = name.split("/")[1].rpartition("-s")
-        return *run_group(self.section, run), seed
+    def notebook_of(self, kind):
+        "The notebook that trains a run of the suite."
+        return run_group(self.section, kind)[0]
 
     def draw(self, figure):
         "Names left by the cells of a figure notebook."
