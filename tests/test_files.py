@@ -389,7 +389,7 @@ def test_folders_that_cannot_be_made_are_named(folders, monkeypatch):
 
 
 STOPPED = """
-import sys, time
+import signal, sys, time
 from tests.test_loop import Line
 from dainv.loop import fit
 from dainv.runs import Run
@@ -401,6 +401,7 @@ class Slow(Line):
         time.sleep(0.02)
         return super().step(number)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off in what it starts with &
 fit(Run.open("slow", {}), Slow, seed=0)
 """
 
