@@ -383,4 +383,7 @@ def test_what_a_figure_needs_is_measured_on_its_runs(file):
     asked = asked_of_measuring(profile_of("p"), "a")
     assert asked["repeats"] == 2 and "score" in asked["what"] and "probes" in asked["what"]
     file(f"p: {{{RUN}, measure: {{a: {{what: [probes]}}}}, figures: {{invariance_probes: {{baseline: a}}}}}}")
-    assert "probes" in asked_of_measuring(profile_of("p"), "a")["what"]
+    assert asked_of_measuring(profile_of("p"), "a")["what"] == ["probes"]
+    file(f"p: {{{RUN}, figures: {{dai_time: {{dai: a}}}}}}")  # timing keeps all cores busy: it must be asked for
+    assert "timing" not in asked_of_measuring(profile_of("p"), "a").get("what", [])
+    assert any("timing.csv" in problem for problem in check_profile("p"))

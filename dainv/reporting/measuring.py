@@ -56,12 +56,14 @@ class Measure:
     name: str
     function: Callable
     files: tuple[str, ...]
+    enabled_by: str = ""  # the parameter that asks for it, besides `what`; such a measure is never added unasked
 
 
 def measures(
     registry: Registry,
     name: str,  # by which it is asked for in the parameter `what`
     *files: str,  # that it leaves in the run folder
+    enabled_by: str = "",  # a parameter that asks for it, besides `what`
 ) -> Callable:
     "A decorator that enters a function into the registry; a ValueError when the name or a file is taken."
 
@@ -69,7 +71,7 @@ def measures(
         taken = {file for known, measure in registry.items() if known != name for file in measure.files}
         if twice := taken & set(files):
             raise ValueError(f"measure {name!r}: {min(twice)} is a file of another measure already")
-        return registry.register(name, files=files)(function)
+        return registry.register(name, files=files, enabled_by=enabled_by)(function)
 
     return enter
 
@@ -99,8 +101,9 @@ class MeasureParams:
 def asked_measures(
     p: MeasureParams,
 ) -> list[str]:
-    "Names of the measures that are asked for, in the order of the registry; timing is asked for by its steps."
-    return [name for name in MEASURES if name in p.what or (name == "timing" and p.timing_steps)]
+    "Names of the measures that are asked for, in the order of the registry."
+    by_parameter = {name for name, m in MEASURES.items() if m.enabled_by and getattr(p, m.enabled_by)}
+    return [name for name in MEASURES if name in p.what or name in by_parameter]
 
 # %% ../../nbs/reporting/67_measuring.ipynb #7faa5e73
 LARGEST_SEED = 2**32 - 1  # that t-SNE takes
@@ -391,7 +394,7 @@ def measured_attacks(
     return {"attacks.csv": attacks, "masking.csv": masking_report(white, others if len(others) else None)}
 
 # %% ../../nbs/reporting/67_measuring.ipynb #5865c348
-@measures(MEASURES, "timing", "timing.csv")
+@measures(MEASURES, "timing", "timing.csv", enabled_by="timing_steps")
 def measured_timing(
     subject: Trained,
 ) -> dict[str, pd.DataFrame]:

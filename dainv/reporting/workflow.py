@@ -192,8 +192,7 @@ def asked_of_measuring(
         what = check_params(notebook_params(MEASURED_BY[notebook]), {**asked, "run": run}).what
     except ValueError:  # which `measure_problems` names
         return asked
-    timed = ("timing",)  # what is timed must be asked for: it keeps all cores busy
-    more = [name for name, m in registry.items() if needed & set(m.files) and name not in (*what, *timed)]
+    more = [name for name, m in registry.items() if needed & set(m.files) and name not in what and not m.enabled_by]
     return {**asked, "what": [*what, *more]} if more else asked
 
 
