@@ -115,6 +115,8 @@ rule all:
     default_target: True
     input:
         f"{FIGURES}/index.html",
+        # Named here too, so that what somebody has deleted is made anew although the page is there.
+        [[f"{FIGURES}/{figure}.json", *figure_needs(PROFILE, figure)] for figure in SECTION["figures"]],
 
 
 # Of so many runs the scheduler may take those last that the first picture waits for: `make figures` prioritizes it.

@@ -374,7 +374,13 @@ def test_it_goes_on_after_a_kill(odd, folders):
     first.wait()
     done = subprocess.run(odd, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ)
     assert done.returncode == 0, done.stderr
-    assert (folders / ODD / "figures/quick/dai_loss_dynamics.png").exists()
+    figure = folders / ODD / "figures/quick/dai_loss_dynamics.png"
+    assert figure.exists()
+    shutil.rmtree(checkpoint.parent)  # what is deleted is made anew, as the message for changed parameters promises
+    figure.unlink()
+    done = subprocess.run(odd, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert figure.exists() and (checkpoint.parent / "result.json").exists()
 
 
 def test_what_a_figure_needs_is_measured_on_its_runs(file):
