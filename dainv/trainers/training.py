@@ -475,10 +475,30 @@ class BatchLoss:
             counts.append((answers.argmax(1) == labels).sum())
         return loss, self.log.vector(objective, parts, counts)
 
+    def or_eager(self, compiled: Callable) -> Callable:
+        "`compiled`, or `compute` from the first call at which the compiler fails; a warning says so."
+        chosen = compiled
+
+        def call(*arguments):
+            nonlocal chosen
+            if chosen is compiled:
+                try:
+                    return compiled(*arguments)
+                except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+                    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+                    warnings.warn(f"compile='auto': the step is not compiled, since that failed ({said})", stacklevel=2)
+                    chosen, self.batch, self.probed = self.compute, None, None
+            return chosen(*arguments)
+
+        return call
+
     def compiled(self, gpu: bool) -> Callable:
         "`compute`, compiled where the parameters ask for it."
         asked = self.p.compile == "on" or (self.p.compile == "auto" and gpu)
-        return torch.compile(self.compute, mode="reduce-overhead" if gpu else "default") if asked else self.compute
+        if not asked:
+            return self.compute
+        compiled = torch.compile(self.compute, mode="reduce-overhead" if gpu else "default")
+        return compiled if self.p.compile == "on" else self.or_eager(compiled)
 
 # %% ../../nbs/trainers/40_training.ipynb #fa09b18a
 def _sampler(p: TrainParams, data: ImageData) -> ViewSampler:
