@@ -141,7 +141,9 @@ def _keys(*names):  # integers or int64 tensors (N,)
 # %% ../../nbs/inputs/14_augment.ipynb #af64c3a8
 def _stream(keys, n):
     "The first n 64-bit integers (N, n) of the stream of each key (N,)."
-    return _mix(keys[:, None] + _GOLDEN * torch.arange(1, n + 1, device=keys.device))
+    # 1 to n as the inverted bits of -2 to -n - 1: the compiler for GPUs would make the product of a plain range part of
+    # an index of 32 bits, for which the constant is too large.
+    return _mix(keys[:, None] + _GOLDEN * ~torch.arange(-2, -n - 2, -1, device=keys.device))
 
 
 def _uniform(bits):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'WEIGHT_FILES', 'TrainParams', 'learning_rate', 'checked', 'resolve', 'Start', 'find_start', 'OnlineProbe',
-           'readout_layer', 'StepLog', 'BatchLoss', 'describe_data', 'OnlineEvaluation', 'Trainer', 'predict',
-           'top_k_accuracy', 'check_plan', 'train', 'load_model', 'load_run_data', 'load_classifier', 'time_steps']
+           'readout_layer', 'StepLog', 'or_eager', 'BatchLoss', 'describe_data', 'OnlineEvaluation', 'Trainer',
+           'predict', 'top_k_accuracy', 'check_plan', 'train', 'load_model', 'load_run_data', 'load_classifier',
+           'time_steps']
 
 # %% ../../nbs/trainers/40_training.ipynb #4dff096f
 import hashlib
@@ -422,6 +423,29 @@ class StepLog:
         kind, layer = losses[0].split("invariance_")
         return f"the {kind.replace('_', '-')}invariance loss of layer {layer}"
 
+# %% ../../nbs/trainers/40_training.ipynb #9c1d52be
+def or_eager(
+    compiled: Callable,  # of torch.compile
+    plain: Callable,  # the same, not compiled
+) -> Callable:
+    "`compiled`; from the first call at which the compiler fails on `plain`, after a warning."
+    chosen = compiled
+
+    def call(*arguments):
+        nonlocal chosen
+        if chosen is compiled:
+            try:
+                return compiled(*arguments)
+            except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+                lines = [line.strip() for line in str(error).splitlines() if "Error" in line]
+                said = lines[-1] if lines else type(error).__name__
+                told = f"the compiler failed ({said}), so the step is not compiled; compile='on' shows its whole error"
+                warnings.warn(f"parameter compile='auto': {told}", stacklevel=2)
+                chosen = plain
+        return chosen(*arguments)
+
+    return call
+
 # %% ../../nbs/trainers/40_training.ipynb #a507dcb7
 class BatchLoss:
     "The loss of a batch of indices and what is logged of it: one function on the device, which can be compiled."
@@ -475,30 +499,13 @@ class BatchLoss:
             counts.append((answers.argmax(1) == labels).sum())
         return loss, self.log.vector(objective, parts, counts)
 
-    def or_eager(self, compiled: Callable) -> Callable:
-        "`compiled`, or `compute` from the first call at which the compiler fails; a warning says so."
-        chosen = compiled
-
-        def call(*arguments):
-            nonlocal chosen
-            if chosen is compiled:
-                try:
-                    return compiled(*arguments)
-                except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-                    said = (str(error).strip() or type(error).__name__).splitlines()[0]
-                    warnings.warn(f"compile='auto': the step is not compiled, since that failed ({said})", stacklevel=2)
-                    chosen, self.batch, self.probed = self.compute, None, None
-            return chosen(*arguments)
-
-        return call
-
     def compiled(self, gpu: bool) -> Callable:
         "`compute`, compiled where the parameters ask for it."
         asked = self.p.compile == "on" or (self.p.compile == "auto" and gpu)
         if not asked:
             return self.compute
         compiled = torch.compile(self.compute, mode="reduce-overhead" if gpu else "default")
-        return compiled if self.p.compile == "on" else self.or_eager(compiled)
+        return compiled if self.p.compile == "on" else or_eager(compiled, self.compute)
 
 # %% ../../nbs/trainers/40_training.ipynb #fa09b18a
 def _sampler(p: TrainParams, data: ImageData) -> ViewSampler:
