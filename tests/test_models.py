@@ -1,5 +1,8 @@
 "Networks and the recording of activations."
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -554,3 +557,18 @@ def test_a_network_with_batch_normalisation_goes_on_with_the_statistics_that_it_
 def test_impossible_readings_are_named(name, options, message):
     with pytest.raises(ValueError, match=message):
         build_model(name, 10, width=0.1, **options)
+
+
+def test_few_channels_do_not_corrupt_memory():
+    """On processors without AVX-512 the strided kernel of 1 x 1 convolutions did, and ended the process."""
+    program = """
+import torch
+from dainv.models import build_encoder
+for _ in range(8):
+    network = build_encoder("resnet18", 0.1, in_size=8).to(memory_format=torch.channels_last)
+    images = torch.rand(16, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    network(images).square().sum().backward()
+    kept = [torch.empty(n) for n in range(1, 2000, 7)]
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-500:]

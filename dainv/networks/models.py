@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'OPTIONS', 'MODELS', 'INITS', 'ALLCNN_PLANS', 'RESNET_PLANS', 'CIFAR_DEPTHS', 'BATCH_NORMS',
-           'Architecture', 'architecture', 'Network', 'SameConv', 'FixedNorm', 'ConvBlock', 'AllCNN', 'ResidualBlock',
-           'WideResNet', 'DenseUnit', 'DenseNet', 'ResNet', 'Normalise', 'PlainBlock', 'CifarResNet', 'BiasedBlock',
-           'RobustResNet', 'SmallEncoder', 'build_model', 'build_encoder', 'record', 'evaluating', 'load_weights']
+           'Architecture', 'architecture', 'Network', 'SameConv', 'PointConv', 'FixedNorm', 'ConvBlock', 'AllCNN',
+           'ResidualBlock', 'WideResNet', 'DenseUnit', 'DenseNet', 'ResNet', 'Normalise', 'PlainBlock', 'CifarResNet',
+           'BiasedBlock', 'RobustResNet', 'SmallEncoder', 'build_model', 'build_encoder', 'record', 'evaluating',
+           'load_weights']
 
 # %% ../../nbs/networks/20_models.ipynb #02cf21ed
 from collections.abc import Callable, Mapping, Sequence
@@ -110,6 +111,17 @@ class SameConv(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(F.pad(x, self.pad) if self.pad else x)
+
+# %% ../../nbs/networks/20_models.ipynb #5ad2c971
+class PointConv(nn.Conv2d):
+    "A convolution of single positions, every `stride`-th of them."
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, bias: bool = True):
+        super().__init__(in_channels, out_channels, 1, stride, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        step = self.stride[0]
+        return F.conv2d(x[..., ::step, ::step] if step > 1 else x, self.weight, self.bias)
 
 # %% ../../nbs/networks/20_models.ipynb #a4f15445
 class FixedNorm(nn.BatchNorm2d):
@@ -371,7 +383,7 @@ def _stage(block: type[nn.Module], channels: int, planes: int, count: int, strid
     for number in range(count):
         here, into = (1, out) if number else (stride, channels)
         same = here == 1 and into == out
-        shortcut = [] if same else [nn.Conv2d(into, out, 1, here, bias=False), nn.BatchNorm2d(out)]
+        shortcut = [] if same else [PointConv(into, out, here, bias=False), nn.BatchNorm2d(out)]
         blocks.append(block(into, planes, here, None if same else nn.Sequential(*shortcut)))
     return nn.Sequential(*blocks)
 
@@ -513,7 +525,7 @@ class BiasedBlock(nn.Module):
         self.conv2 = _he_normal(nn.Conv2d(channels, channels, 3, padding=1))
         self.shortcut = nn.Sequential()
         if stride > 1 or in_channels != channels:
-            self.shortcut.append(_he_normal(nn.Conv2d(in_channels, channels, 1, stride)))
+            self.shortcut.append(_he_normal(PointConv(in_channels, channels, stride)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
