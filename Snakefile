@@ -8,7 +8,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from dainv.jobs import exclusive, note_progress, show_progress
+from dainv.jobs import note_progress, show_progress
+from dainv.locks import exclusive
 from dainv.runs import figures_folder, profile_of, project_root, run_group, run_mismatch, runs_folder
 from dainv.workflow import (
     MEASURED_BY,

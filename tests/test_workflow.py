@@ -17,7 +17,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from dainv.jobs import Progress, exclusive, failed_jobs, note_progress, run_notebook
+from dainv.jobs import Progress, failed_jobs, note_progress, run_notebook
+from dainv.locks import exclusive
 from dainv.runs import Measurement, Run, check_params, experiments, profile_of, runs_folder, write_json
 from dainv.workflow import (
     asked_of_measuring,
@@ -296,7 +297,7 @@ def test_a_job_that_is_killed_has_failed(tmp_path):
 
 def test_a_workflow_waits_for_what_another_has_left_running(tmp_path):
     held = exclusive(tmp_path / ".lock", "", shared=True)
-    code = "from dainv.jobs import Path, exclusive; import sys; exclusive(Path(sys.argv[1]), 'waiting'); print('free')"
+    code = "from dainv.locks import Path, exclusive; import sys; exclusive(Path(sys.argv[1]), 'waiting'); print('free')"
     command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
     other = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert other.stderr.readline() == "waiting\n" and other.poll() is None

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['KERNEL_WARNING', 'run_notebook', 'note_progress', 'Progress', 'show_progress', 'failure_reason', 'failed_jobs',
-           'run_job', 'exclusive', 'main']
+           'run_job', 'main']
 
 # %% ../../nbs/core/03_jobs.ipynb #3b0d0fce
-import fcntl
 import json
 import linecache
 import os
@@ -21,7 +20,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+
+from .locks import exclusive
 
 # %% ../../nbs/core/03_jobs.ipynb #4106bd2a
 def run_notebook(
@@ -214,24 +214,6 @@ def run_job(
     os.write(terminal, f"{erase}{counted}{log.stem.replace('-', ' ', 1)}: {how}\n".encode())
     os.close(terminal)
     return not reason
-
-# %% ../../nbs/core/03_jobs.ipynb #b7f27407
-def exclusive(
-    path: Path,
-    message: str,  # printed when there is somebody to wait for
-    shared: bool = False,  # with others of this kind, but not with one that is not shared
-) -> TextIO:
-    "The opened file, locked until it is closed or the process ends; waits for those who hold it."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file, kind = open(path, "a"), fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(message, file=sys.stderr, flush=True)
-        fcntl.flock(file, kind)
-    except OSError:  # a file system without locks: nothing can be promised there
-        pass
-    return file
 
 # %% ../../nbs/core/03_jobs.ipynb #8711319b
 def main(

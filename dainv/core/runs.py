@@ -13,9 +13,7 @@ __all__ = ['TRAINED', 'project_root', 'data_folder', 'runs_folder', 'figures_fol
 
 # %% ../../nbs/core/00_runs.ipynb #81b8a565
 import csv
-import difflib
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -42,6 +40,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+
+from .locks import exclusive
+from .registry import advice
 
 # %% ../../nbs/core/00_runs.ipynb #f03374fe
 def _notebook_root() -> Path:
@@ -409,9 +410,7 @@ def _check_names(cls: type, values: dict) -> None:
     known = {f.name: f for f in fields(cls)}
     for name in values:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            advice = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-            raise ValueError(f"unknown parameter {name!r}: {advice}")
+            raise ValueError(f"unknown parameter {name!r}: {advice(name, known)}")
     missing = [n for n, f in known.items() if n not in values and f.default is MISSING and f.default_factory is MISSING]
     if missing:
         raise ValueError(f"parameter {missing[0]!r} is missing and has no default")
@@ -573,12 +572,12 @@ def locked(
     "Held while a process works in the run folder; a second one gets a RuntimeError."
     path = run.folder / ".lock"
     with explained_errors(path):
-        file = open(path, "w")  # noqa: SIM115
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"run {run.name!r} is being worked on by another process") from None
+        open(path, "a").close()  # fails where the folder was deleted
+    try:
+        held = exclusive(path, wait=False)
+    except BlockingIOError:
+        raise RuntimeError(f"run {run.name!r} is being worked on by another process") from None
+    with held:
         remove_abandoned(run.folder)
         yield run
 

@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
 from ..core.images import TOLERANCE, as_tensor, check_labels
-from .data import image_files, image_size, open_image
+from .folders import image_files, image_size, open_image
 
 # %% ../../nbs/inputs/59_sources.ipynb #e378780d
 PIXELS = ("auto", "0-1", "0-255")

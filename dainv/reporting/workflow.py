@@ -15,12 +15,12 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import field, make_dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 from ..core.jobs import failed_jobs
+from ..core.registry import advice
 from dainv.core.runs import (
     TRAINED,
     atomic_write,
@@ -73,9 +73,7 @@ def shape_problems(where: str, found, known=None) -> list[str]:
         return [f"{where}: expected `name: value`, found {found!r:.60}{empty}"]
     problems = [f"{where}: {name!r} is no word; put it in quotes" for name in found if not isinstance(name, str)]
     for name in [n for n in found if isinstance(n, str) and known is not None and n not in known]:
-        close = get_close_matches(name, known, n=1)
-        advice = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-        problems.append(f"{where}: unknown key {name!r}; {advice}")
+        problems.append(f"{where}: unknown key {name!r}; {advice(name, known)}")
     return problems
 
 
