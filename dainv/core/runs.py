@@ -466,7 +466,8 @@ def provenance(
     packages = ("torch", "torchvision", "numpy", "pandas")
     return dict(
         commit=_git("rev-parse", "HEAD"),
-        dirty=bool(_git("status", "--porcelain", "--untracked-files=no")),
+        # Figures are what is being made; their folder says nothing about the code that makes them.
+        dirty=bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)paper_figures")),
         python=platform.python_version(),
         versions={p: metadata.version(p) for p in packages},
         device=torch.cuda.get_device_name() if str(device).startswith("cuda") else platform.machine(),
