@@ -10,7 +10,8 @@ from pathlib import Path
 
 from dainv.jobs import note_progress, show_progress
 from dainv.locks import exclusive
-from dainv.runs import figures_folder, profile_of, project_root, run_group, run_mismatch, runs_folder
+from dainv.files import figures_folder, project_root, runs_folder
+from dainv.suites import profile_of, run_group, run_mismatch
 from dainv.workflow import (
     MEASURED_BY,
     asked_of_measuring,

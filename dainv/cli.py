@@ -43,7 +43,8 @@ def runs(arguments: list[str]) -> None:
     parser.add_argument("--columns", default="", metavar="[A,B]", help="what to show: parameters or metrics, or 'all'")
     parser.add_argument("--format", default="text", choices=("text", "csv", "json"), help="how to print it")
     asked = parser.parse_args(arguments)
-    from dainv.core.runs import load_runs, runs_folder
+    from dainv.core.files import runs_folder
+    from dainv.core.runs import load_runs
 
     table = load_runs(asked.under)
     if table.empty:
@@ -74,7 +75,8 @@ def figures(arguments: list[str]) -> int:
     parser.add_argument("--cores", default=os.cpu_count(), type=int, metavar="N", help="runs side by side")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     asked = parser.parse_args(arguments)
-    from dainv.core.runs import figures_folder, profile_of, project_root
+    from dainv.core.files import figures_folder, project_root
+    from dainv.core.suites import profile_of
 
     profile_of(asked.profile)
     if not (project_root() / "Snakefile").is_file():

@@ -19,10 +19,13 @@ from hypothesis import settings
 from PIL import Image
 
 from dainv.evaluating import Encoder, EvaluateParams
+from dainv.files import read_json, read_table, write_json
 from dainv.jobs import run_notebook
 from dainv.measuring import MeasureParams, Trained, measured
+from dainv.params import check_params
 from dainv.pretraining import PretrainParams, pretrain
-from dainv.runs import Measurement, Run, check_params, profile_runs, read_json, read_table, run_group, write_json
+from dainv.runs import Measurement, Run
+from dainv.suites import profile_runs, run_group
 from dainv.training import TrainParams, train
 from dainv.workflow import asked_of_measuring
 

@@ -6,8 +6,9 @@ import warnings
 from functools import cache
 
 from dainv.data import load_data
+from dainv.files import runs_folder
+from dainv.params import check_params
 from dainv.pretraining import PretrainParams, pretrain
-from dainv.runs import check_params, runs_folder
 from dainv.training import TrainParams, train
 
 TINY = {

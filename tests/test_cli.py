@@ -13,9 +13,10 @@ from dainv import __version__
 from dainv.audit_page import Report, audit
 from dainv.auditing import weights_hash
 from dainv.cli import COMMANDS, main
+from dainv.files import read_table
 from dainv.options import Parser, add_options, field_comments, params_from_options, read_list, run_command
 from dainv.pretraining import PretrainParams
-from dainv.runs import Run, read_table
+from dainv.runs import Run
 from dainv.targets import classes_of
 from dainv.training import TrainParams
 from dainv.weights import read_weights

@@ -16,23 +16,19 @@ import pandas as pd
 import pytest
 import torch
 
-from dainv import runs
-from dainv.runs import (
-    Measurement,
-    Run,
+from dainv import files
+from dainv.files import (
     load_checkpoint,
-    locked,
-    measured_how,
     read_json,
     read_table,
     remove_abandoned,
-    run_weights,
     save_checkpoint,
     sha256_of,
     write_error,
     write_json,
     write_table,
 )
+from dainv.runs import Measurement, Run, locked, measured_how, run_weights
 from tests.test_loop import Line
 
 PARAMS = dict(alpha=0.1, views=8, name="one", classes=["cat", "NA"])
@@ -155,7 +151,7 @@ def test_digests_are_computed_once(folders, monkeypatch):
     for file in run.folder.iterdir():
         os.utime(file, ns=(time.time_ns() - 10**10, time.time_ns() - 10**10))
     run.read_table("score.parquet")
-    monkeypatch.setattr(runs.hashlib, "file_digest", None)
+    monkeypatch.setattr(files.hashlib, "file_digest", None)
     assert len(run.read_table("score.parquet")) == 100
 
 
@@ -366,7 +362,7 @@ def test_a_disk_that_is_full_says_so(folders):
 
 def test_a_library_that_hides_a_full_disk_is_seen_through(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(runs.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     error = write_error(RuntimeError("unexpected pos 31168 vs 31064"), tmp_path / "no" / "c.pt", 3_000_000)
     assert "the disk is full while writing" in str(error) and "free at least 7 MB" in str(error)
 

@@ -13,8 +13,9 @@ from scipy import stats
 from dainv import invclr_plots as ip
 from dainv import report
 from dainv.figure import figure_specs, published_data
+from dainv.files import read_json, write_json
 from dainv.plots import Panel
-from dainv.runs import FigureRun, read_json, write_json
+from dainv.suites import FigureRun
 
 NAMES = [name for name, spec in figure_specs().items() if spec.paper == "invclr"]
 SEEDS = (0, 1)

@@ -5,7 +5,7 @@ import pytest
 from dainv.data import load_data
 from dainv.evaluating import EVALUATIONS, evaluate_rules
 from dainv.measuring import MEASURES, measure_data_rules, measure_rules
-from dainv.runs import check_params, check_ranges
+from dainv.params import check_params, check_ranges
 from dainv.sweeping import PAIRS_KEYS, AttackParams, attack_rules, pairs_asked
 from dainv.workflow import notebook_params
 

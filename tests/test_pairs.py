@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from dainv.data import load_data, restricted
-from dainv.runs import Run, read_json, read_table
+from dainv.files import read_json, read_table
+from dainv.runs import Run
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "nbs"
 SWEPT = ["a", "b", "model", "seed", "clean", "fgsm", "pgd", "pgd_margin", "transfer", "n_images", "run"]

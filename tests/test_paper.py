@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from dainv import paper, report
-from dainv.runs import figures_folder
+from dainv.files import figures_folder
 
 DAI = ("dai_accuracy", "dai_score", "dai_loss_dynamics", "dai_time")
 NAMES = (*DAI, "invariance_accuracy", "invariance_pc1", "invariance_pairs")

@@ -18,8 +18,8 @@ from scipy import stats
 
 from dainv import attack_plots, layer_plots, plots, representation_plots
 from dainv.figure import figure_spec, figure_specs
+from dainv.files import read_json
 from dainv.jobs import run_notebook
-from dainv.runs import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "nbs" / "figures"

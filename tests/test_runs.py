@@ -16,27 +16,11 @@ import pytest
 import torch
 import yaml
 
-from dainv.runs import (
-    Run,
-    atomic_write,
-    check_params,
-    experiments,
-    figure_runs,
-    load_runs,
-    locked,
-    one_line_errors,
-    params_from_command_line,
-    profile_of,
-    profile_runs,
-    provenance,
-    read_params,
-    read_table,
-    run_group,
-    run_label,
-    run_mismatch,
-    write_json,
-    write_table,
-)
+from dainv.files import atomic_write, read_table, write_json, write_table
+from dainv.options import params_from_command_line, run_command
+from dainv.params import check_params, read_params
+from dainv.runs import Run, load_runs, locked, provenance
+from dainv.suites import experiments, figure_runs, profile_of, profile_runs, run_group, run_label, run_mismatch
 
 
 @dataclass
@@ -146,10 +130,11 @@ def test_both_ways_of_writing_an_option_mean_the_same():
 
 @pytest.mark.parametrize("error", [ValueError("two\nlines"), FileNotFoundError(2, "none", "x"), RuntimeError("busy")])
 def test_an_error_of_the_work_is_one_line(error, capsys):
-    with pytest.raises(SystemExit) as stopped, one_line_errors("program"):
+    def fail(arguments):
         raise error
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and said.startswith("program: ") and said.count("\n") == 1
+
+    status, said = run_command(fail, [], "program"), capsys.readouterr().err
+    assert status == 2 and said.startswith("program: ") and said.count("\n") == 1
 
 
 def _write_beyond_the_limit(path):

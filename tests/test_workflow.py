@@ -17,9 +17,12 @@ import nbformat
 import pandas as pd
 import pytest
 
+from dainv.files import runs_folder, write_json
 from dainv.jobs import Progress, failed_jobs, note_progress, run_notebook
 from dainv.locks import exclusive
-from dainv.runs import Measurement, Run, check_params, experiments, profile_of, runs_folder, write_json
+from dainv.params import check_params
+from dainv.runs import Measurement, Run
+from dainv.suites import experiments, profile_of
 from dainv.workflow import (
     asked_of_measuring,
     asked_runs,

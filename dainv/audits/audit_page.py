@@ -38,7 +38,7 @@ from dainv.audits.audit_plots import (
 )
 from .auditing import Report, audit
 from .comparing import compare
-from ..core.runs import atomic_write, write_table
+from ..core.files import atomic_write, write_table
 
 # %% ../../nbs/audits/78_audit_page.ipynb #16292321
 def layer_warnings(

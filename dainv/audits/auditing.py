@@ -468,7 +468,7 @@ class _Notes:
         return torch.cat(self.images), torch.cat(self.labels) if known else None
 
 # %% ../../nbs/audits/64_auditing.ipynb #10442a33
-from ..core.runs import read_json, read_table, sha256_of, verified, write_json
+from ..core.files import read_json, read_table, sha256_of, verified, write_json
 
 
 @dataclass

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from ..core.features import evaluating, record
+from ..core.files import write_table
 from ..core.images import as_floats, check_images, network_input
-from ..core.runs import write_table
 from ..inputs.augment import draw, transform
 
 # %% ../../nbs/audits/67_live.ipynb #e0401a5f

@@ -19,7 +19,8 @@ import torch
 import torchvision
 from torch import nn
 
-from ..core.runs import Run, runs_folder
+from ..core.files import runs_folder
+from ..core.runs import Run
 from ..inputs.data import ImageData, load_data
 from ..networks.models import build_model
 from ..networks.weights import load_weights, read_weights

@@ -25,8 +25,8 @@ from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
 from tqdm import tqdm
 
+from ..core.files import atomic_write, data_folder
 from ..core.locks import exclusive
-from ..core.runs import atomic_write, data_folder
 
 # %% ../../nbs/inputs/11_archives.ipynb #2a601d4f
 class Archive:

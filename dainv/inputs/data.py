@@ -18,10 +18,10 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
+from ..core.files import data_folder
 from ..core.images import check_images, check_labels, fingerprint
 from ..core.locks import exclusive
 from ..core.registry import Registry, advice
-from ..core.runs import data_folder
 from .archives import Archive
 from .folders import ImageFolder, ImageNetFolder, TinyImageNetFolder, check_memory, subfolders
 from .spirograph import spirograph_classes

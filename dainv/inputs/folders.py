@@ -28,8 +28,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torchvision.transforms import functional as TF
 
+from ..core.files import atomic_write, data_folder
 from ..core.images import fingerprint
-from ..core.runs import atomic_write, data_folder
 from .archives import progress
 
 # %% ../../nbs/inputs/12_folders.ipynb #979cb280

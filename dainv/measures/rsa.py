@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core.runs import atomic_write
+from ..core.files import atomic_write
 from .representation import rdm
 
 # %% ../../nbs/measures/79_rsa.ipynb #7f8281ea

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..core.runs import verified
+from ..core.files import verified
 
 # %% ../../nbs/networks/19_weights.ipynb #8b51f573
 _NESTED = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "trainer")

@@ -14,8 +14,9 @@ from functools import cached_property
 import pandas as pd
 import torch
 
+from ..core.params import check_ranges
 from ..core.registry import Registry
-from ..core.runs import Run, check_ranges
+from ..core.runs import Run
 from ..inputs.views import ColourViews, SpirographViews
 from ..measures.averaging import COUNTS, averaging_and_ensembling, averaging_curve
 from ..measures.encoding import encode, some_items

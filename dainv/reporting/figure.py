@@ -18,18 +18,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure as Picture
 
-from dainv.core.runs import (
-    FigureRun,
-    atomic_write,
-    check_params,
-    figure_runs,
-    figures_folder,
-    project_root,
-    provenance,
-    sha256_of,
-    write_json,
-    write_table,
-)
+from ..core.files import atomic_write, figures_folder, project_root, sha256_of, write_json, write_table
+from ..core.params import check_params
+from ..core.runs import provenance
+from ..core.suites import FigureRun, figure_runs
 from .paper import compare
 from .plots import use_style
 

@@ -8,7 +8,7 @@ __all__ = ['DEFECTS', 'excluded']
 # %% ../../nbs/reporting/72_invclr_numbers.ipynb #e72ee49b
 import pandas as pd
 
-from ..core.runs import read_table
+from ..core.files import read_table
 from .paper import FOLDER
 
 # %% ../../nbs/reporting/72_invclr_numbers.ipynb #ca2911d3

@@ -20,7 +20,7 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..core.runs import FigureRun
+from ..core.suites import FigureRun
 from .figure import run_titles
 from .plots import COLOURS, Lines, Panel, interval_plot, line_plot, seed_intervals, use_style
 

@@ -17,9 +17,10 @@ from functools import cached_property
 import pandas as pd
 import torch
 
+from ..core.params import check_ranges
 from ..core.precision import choose_precision
 from ..core.registry import Registry
-from ..core.runs import Measurement, Run, check_ranges
+from ..core.runs import Measurement, Run
 from ..inputs.augment import SCHEMES
 from ..inputs.augment import scheme as build_scheme
 from ..inputs.data import ImageData

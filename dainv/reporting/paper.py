@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.runs import read_table
+from ..core.files import read_table
 
 FOLDER = Path(__file__).parents[1] / "published" if "__file__" in globals() else Path("../../dainv/published")
 NUMBERS = ["published", "precision", "tolerance", "source"]  # the last columns of a table; those before are its keys

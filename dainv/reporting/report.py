@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jinja2 import DictLoader, Environment
 
-from ..core.runs import atomic_write, figures_folder, read_json
+from ..core.files import atomic_write, figures_folder, read_json
 
 # %% ../../nbs/reporting/65_report.ipynb #87fefbae
 PAPERS = dict(

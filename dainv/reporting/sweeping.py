@@ -8,7 +8,7 @@ __all__ = ['OBJECTIVES', 'PAIRS_KEYS', 'SweepParams', 'AttackParams', 'attack_ru
 # %% ../../nbs/reporting/69_sweeping.ipynb #ce501c93
 from dataclasses import dataclass, field, fields, replace
 
-from ..core.runs import check_params, check_ranges
+from ..core.params import check_params, check_ranges
 from .measuring import different, in_range
 from ..trainers.training import TrainParams
 from ..trainers.training import checked as checked_network

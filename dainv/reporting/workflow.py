@@ -19,24 +19,12 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+from ..core.files import TRAINED, atomic_write, figures_folder, project_root, read_json, runs_folder
 from ..core.jobs import failed_jobs
+from ..core.params import check_params, check_ranges
 from ..core.registry import advice
-from dainv.core.runs import (
-    TRAINED,
-    atomic_write,
-    check_name,
-    check_params,
-    check_ranges,
-    experiments_file,
-    figures_folder,
-    profile_of,
-    profile_runs,
-    project_root,
-    read_json,
-    run_group,
-    run_seeds,
-    runs_folder,
-)
+from ..core.runs import check_name
+from ..core.suites import experiments_file, profile_of, profile_runs, run_group, run_seeds
 from .evaluating import EVALUATIONS, evaluate_rules
 from .figure import figure_specs
 from .measuring import MEASURES, asked_measures, measure_rules

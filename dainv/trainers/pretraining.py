@@ -21,8 +21,10 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import nn
 
+from ..core.files import runs_folder
+from ..core.params import check_params, check_ranges
 from ..core.precision import choose_precision
-from ..core.runs import Run, check_name, check_params, check_ranges, run_weights, runs_folder
+from ..core.runs import Run, check_name, run_weights
 from ..inputs.data import SOURCES, load_data
 from ..inputs.sampling import ViewSampler
 from ..inputs.spirograph import parameter_bounds, spirograph_task

@@ -28,9 +28,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core.features import network_output, only_tensor
+from ..core.files import data_folder, runs_folder
 from ..core.images import as_tensor, check_images, check_labels
+from ..core.params import check_params, check_ranges
 from ..core.precision import PRECISIONS, inference_precision
-from ..core.runs import Run, check_name, check_params, check_ranges, data_folder, run_weights, runs_folder
+from ..core.runs import Run, check_name, run_weights
 from ..inputs.augment import INTERPOLATIONS, LAWS, SCHEMES, draw_views, scheme, transform
 from ..inputs.data import SOURCES, ImageData, Split, load_data, restricted
 from ..inputs.sampling import ViewSampler
