@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import dainv
 from .families import Family, families, seeded, transform_channels
-from .passes import AuditReader, AuditSettings, Passes, squared_distances
+from .passes import AuditReader, AuditSettings, Passes
 from ..core.features import Layout, evaluating, layer_modules, network_output, only_tensor, unwrapped
 from ..core.files import read_json, read_table, sha256_of, verified, write_json
 from ..inputs.augment import Scheme, draw_views, scheme
@@ -43,6 +43,7 @@ from dainv.measures.layer_statistics import (
     layer_spectrum,
     unit_scores,
 )
+from ..measures.score import squared_distances
 from ..networks.points import measuring_points
 from ..networks.untrained import calibrate_statistics, untrained_copy
 
