@@ -99,6 +99,14 @@ def test_the_lie_derivative_of_a_linear_map_is_its_analytic_one(drawings):
     ).all()
 
 
+def test_the_interval_of_a_local_equivariance_error_is_over_images(drawings):
+    columns = ["error", "error_low", "error_high"]
+    tables = [local_equivariance(small(), drawings[0], ["0"], ["rotation"], batch_size=size) for size in (24, 5)]
+    whole, split = (table.set_index("layer").loc["0", columns].astype(float) for table in tables)
+    assert 0 < whole.error_low < whole.error < whole.error_high
+    assert np.allclose(whole, split, rtol=1e-4)
+
+
 def test_scores_are_those_of_the_definition(drawings):
     images, labels = drawings
     network, chosen = small(pool=False), scheme("half_heavier_extremes")

@@ -182,6 +182,7 @@ def _equivariance_drawings(tables: dict[str, pd.DataFrame]) -> Iterator[Drawing]
             caption += (
                 " beyond moving its map along; 0 would be equivariant." if kinds is moves else "; 0 would be invariant."
             )
+            caption += " Bars: 95 % intervals over images. Open dots: below a millionth of the largest value."
             alt = f"Local equivariance error of {', '.join(kinds)}: {_range_text(rows['layer'], rows['error'])}."
             drawn = kind_plot(rows, "error", "error / variance over images", kinds, log=True)
             yield Drawing(f"equivariance_{name}", "Moves along, or changes", name, drawn, caption, alt)

@@ -7,6 +7,7 @@ __all__ = ['COLUMNS', 'plain', 'nominal_transformations', 'swept_kinds', 'layers
            'column_plot', 'kind_plot', 'flip_plot', 'difference_plot']
 
 # %% ../../nbs/audits/76_audit_plots.ipynb #8924a7db
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -227,17 +228,24 @@ def kind_plot(
     column: str,
     label: str,  # of the axis, with the unit
     kinds: Sequence[str] | None = None,  # None: all
-    log: bool = False,  # a logarithmic axis
+    log: bool = False,  # a logarithmic axis; what is below a millionth of the largest value stands there, as an open dot
 ) -> Figure:
-    "A number of every layer for several kinds of transformation."
+    "A number of every layer for several kinds of transformation, with its interval where the table has one."
     layers = list(dict.fromkeys(map(str, table["layer"])))
+    floor = table[column].max() * 1e-6 if log else -math.inf
     with use_style():
         fig, ax = _by_layer(len(layers))
         for kind, colour in zip(kinds or dict.fromkeys(table["kind"].astype(str)), _SERIES, strict=False):
             rows = table[table["kind"].astype(str) == kind]
             rows = rows[rows[column] > 0] if log else rows
             places = [layers.index(str(layer)) for layer in rows["layer"]]
-            ax.plot(rows[column], places, "o-", ms=4, linewidth=1, color=colour, label=plain(kind.replace("_", " ")))
+            values = rows[column].clip(lower=floor)
+            ax.plot(values, places, "o-", ms=4, linewidth=1, color=colour, label=plain(kind.replace("_", " ")))
+            tiny = (rows[column] < floor).to_numpy()
+            ax.plot(values[tiny], np.array(places)[tiny], "o", ms=4, color=colour, markerfacecolor="white")
+            if f"{column}_low" in rows:
+                bounds = (rows[f"{column}_{end}"].clip(lower=floor) for end in ("low", "high"))
+                ax.hlines(places, *bounds, color=colour, linewidth=3, alpha=0.3)
         if log:
             ax.set_xscale("log")
         _layer_axis(ax, layers, label)
