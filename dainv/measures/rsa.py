@@ -54,7 +54,7 @@ def as_rsatoolbox(
         from rsatoolbox.data import Dataset
         from rsatoolbox.rdm import RDMs
     except ImportError as error:
-        raise ImportError("rsatoolbox is not installed: pip install rsatoolbox") from error
+        raise ImportError(f"rsatoolbox cannot be imported ({error}): pip install rsatoolbox") from error
     with np.load(file, allow_pickle=False) as held:
         layers, conditions = held["layers"].tolist(), held["conditions"].tolist()
         rows = {name: held[f"activations/{name}"] for name in layers}
