@@ -571,3 +571,48 @@ def test_the_loss_of_a_batch_is_not_the_mean_of_its_parts():
     x, ids = torch.randn(8, 30), torch.arange(4).repeat_interleave(2)
     parts = torch.stack([invariance_loss(a, b) for a, b in zip(x.split(4), ids.split(4), strict=True)])
     assert (parts.mean() - invariance_loss(x, ids)).abs() > 1e-3
+
+
+def _distributed_losses(rank, folder, kwargs):
+    "The objective on this process's half of a batch, with the gradients of its rows."
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    features, labels, ids = (part[rank] for part in torch.load(f"{folder}/batch.pt"))
+    leaves = {"a": features.clone().requires_grad_(), "b": features.square().requires_grad_()}
+    objective = InvarianceObjective(["a", "b"], exclude_last=False, distributed=True, **kwargs)
+    loss, parts = objective(leaves, torch.zeros(len(labels), 3), labels, ids, n_labels=3)
+    loss.backward()
+    torch.save((parts, {name: leaf.grad for name, leaf in leaves.items()}), f"{folder}/found{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kwargs", [dict(alpha=1.0), dict(alpha=0.4, beta=0.6), dict(alpha=0.4, beta=0.6, pairs="all")])
+def test_two_processes_have_the_loss_of_the_whole_batch(tmp_path, kwargs):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.arange(8).repeat_interleave(4)
+    features = 20 + torch.randn(8, 30, generator=generator)[ids] + 0.2 * torch.randn(32, 30, generator=generator)
+    labels = torch.tensor([0, 1, 1, 0, 2, 1, 0, 1])[ids]  # class 2 is in one process only
+    torch.save(
+        ([features[:12], features[12:]], [labels[:12], labels[12:]], [ids[:12], ids[12:]]), tmp_path / "batch.pt"
+    )
+    torch.multiprocessing.spawn(_distributed_losses, (str(tmp_path), kwargs), nprocs=2)
+    whole = {"a": features.clone().requires_grad_(), "b": features.square().requires_grad_()}
+    loss, parts = InvarianceObjective(["a", "b"], exclude_last=False, **kwargs)(
+        whole, torch.zeros(32, 3), labels, ids, n_labels=3
+    )
+    loss.backward()
+    found = [torch.load(tmp_path / f"found{rank}.pt") for rank in (0, 1)]
+    for kind in ("invariance", "class_invariance"):
+        for layer, value in parts[kind].items():
+            assert found[0][0][kind][layer].item() == pytest.approx(value.item(), rel=1e-5)
+            assert found[1][0][kind][layer].item() == pytest.approx(value.item(), rel=1e-5)
+    for name, leaf in whole.items():  # averaged over processes, as DistributedDataParallel does
+        grads = torch.cat([gradients[name] for _, gradients in found]) / 2
+        assert torch.allclose(grads, leaf.grad, rtol=1e-3, atol=1e-5 * leaf.grad.abs().max())
+
+
+def test_what_is_not_distributed_is_refused():
+    with pytest.raises(ValueError, match="only for metric='msd'"):
+        InvarianceObjective(["a"], 0.5, metric="fisher", distributed=True)
+    objective = InvarianceObjective(["a"], 0.5, exclude_last=False, distributed=True)
+    with pytest.raises(ValueError, match="init_process_group"):
+        objective.batch(torch.zeros(4, dtype=torch.long), torch.arange(4) // 2)

@@ -13,10 +13,11 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed import get_world_size as world_size
 
 from ..core.features import Layout, images_first
 from ..core.features import pooled as mean_rows
-from .groups import Groups, group_gradient, group_moments
+from .groups import Groups, global_moments, group_gradient, group_moments
 from .metrics import METRICS
 
 # %% ../../nbs/losses/30_invariance.ipynb #7b4f0c38
@@ -34,24 +35,32 @@ class _PairRatio(torch.autograd.Function):
     "The features, and the mean squared distance of pairs inside groups over that inside reference groups (None: one group)."
 
     @staticmethod
-    def forward(ctx, features, order, groups, n_groups, reference, n_reference, distinct):
+    def forward(ctx, features, order, groups, n_groups, reference, n_reference, distinct, shared=None):
         ctx.set_materialize_grads(False)
-        ctx.order, x = order, _unit_rows(features, order)
+        ctx.order, x, n_processes = order, _unit_rows(features, order), 1
         groups = groups if isinstance(groups, Groups) else Groups.of(groups, n_groups)
         delta, within, mean, between = group_moments(x, groups)
         sizes, sizes_ref, delta_ref = groups.sizes, groups.sizes.new_full((1,), len(x)), mean
-        if reference is None:
+        inside, squares = sizes.dot(within), sizes.dot(sizes)
+        if shared is not None:  # the batch of all processes
+            together, n_processes = global_moments(x, groups, (delta, within, mean, between), shared), world_size()
+            delta, delta_ref = together.moments.delta, together.moments.mean
+            sizes, sizes_ref, inside, squares = together.sizes, together.rows[None], together.inside, together.squares
+            everything = together.rows * together.spread
+        elif reference is None:
             everything = len(x) * (within.sum() + sizes.dot(between))
         else:
             reference = Groups.of(reference, n_reference)
             delta_ref, spread, *_ = group_moments(x, reference)
             sizes_ref, everything = reference.sizes, reference.sizes.dot(spread)
-        pairs, pairs_ref = (n.dot(n - distinct) for n in (sizes, sizes_ref))
+        n_rows = sizes.sum() if shared is None else together.rows
+        pairs, pairs_ref = squares - distinct * n_rows, sizes_ref.dot(sizes_ref - distinct)
         # Compared this way round, so that a nan stays a nan and the caller sees it.
         inverse = (1 / everything).masked_fill_(everything < torch.finfo(torch.float32).tiny, 0)
         scale = (pairs_ref / pairs).masked_fill_(pairs == 0, 0) * inverse
-        loss = scale * sizes.dot(within)
+        loss = scale * inside
         pull, push = (2 * scale * sizes).to(delta.dtype), (2 * loss * inverse * sizes_ref).to(delta.dtype)
+        pull, push = n_processes * pull, n_processes * push  # gradients are averaged over processes
         ctx.save_for_backward(features, delta, delta_ref, pull, push, *groups, *(reference or ()))
         return features.view_as(features), loss.to(delta.dtype)
 
@@ -60,7 +69,7 @@ class _PairRatio(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError("invariance_loss has no second derivative: take its gradient without create_graph=True")
         if grad_loss is None:
-            return grad_features, None, None, None, None, None, None
+            return grad_features, *[None] * 7
         features, delta, delta_ref, pull, push, *rows = ctx.saved_tensors
         n = len(Groups._fields)
         groups, reference = Groups(*rows[:n]), Groups(*rows[n:]) if rows[n:] else None
@@ -71,7 +80,7 @@ class _PairRatio(torch.autograd.Function):
         group_gradient(x, groups, delta, reference, delta_ref, *factors, grad, incoming)
         grad = grad.view(len(x), *(features.shape[d] for d in order))
         grad = grad.permute(0, *(order.index(d) + 1 for d in range(1, features.ndim)))
-        return grad, None, None, None, None, None, None
+        return grad, *[None] * 7
 
 # %% ../../nbs/losses/30_invariance.ipynb #a56c33ba
 def _dense_ids(ids, n, name):
@@ -120,7 +129,17 @@ def _check_pairs(ids, n, synced, message):
 
 # %% ../../nbs/losses/30_invariance.ipynb #df5ab5f3
 def _group_loss(
-    features, groups, metric, pairs, reference, labels=None, n_groups=None, n_labels=None, images=None, running=None
+    features,
+    groups,
+    metric,
+    pairs,
+    reference,
+    labels=None,
+    n_groups=None,
+    n_labels=None,
+    images=None,
+    running=None,
+    shared=None,
 ):
     "The features, for the network to go on with, and their `invariance_loss`; one group alone is no error: it is 1, without gradient."
     if not features.is_floating_point() or features.ndim < 1 or len(features) < 2 or features[0].numel() == 0:
@@ -145,7 +164,7 @@ def _group_loss(
     order, how = _memory_order(features), (n, classes, n_classes, int(pairs == "distinct"))
     chosen = METRICS[metric]
     if chosen.kernel is not None:
-        return chosen.kernel(features, order, groups if ready else ids, *how)
+        return chosen.kernel(features, order, groups if ready else ids, *how, *(() if shared is None else (shared,)))
     rows = _unit_rows(features, order)
     if running is not None:
         return features, running(rows, ids)
@@ -254,6 +273,10 @@ def _check_weights(o):
     if not 0 <= end <= o.alpha + o.beta + 1e-9:
         raise ValueError(f"beta_end={end}: expected a weight from 0 to alpha + beta = {o.alpha + o.beta:g}")
     _check_options(o.metric, o.pairs, o.reference)
+    if o.distributed and (METRICS[o.metric].kernel is None or o.reference != "all"):
+        raise ValueError(
+            f"distributed=True: only for metric='msd' and reference='all', not {o.metric!r}, {o.reference!r}"
+        )
     for name, layers in (("layers", o.layers), ("only", o.only)):
         if isinstance(layers, str) or len(set(layers)) < len(layers):
             raise ValueError(f"{name}={layers!r}: expected a sequence of names, each of them once")
@@ -269,6 +292,10 @@ def _kinds(objective, labels, image_ids, n_groups, n_labels, progress) -> dict[s
         raise ValueError(
             f"n_labels is missing: metric={objective.metric!r} keeps class means, and must know all classes"
         )
+    if objective.distributed and not torch.distributed.is_initialized():
+        raise ValueError("distributed=True: call torch.distributed.init_process_group first, or leave it out")
+    if objective.distributed and n_labels is None and (class_active or objective.beta):
+        raise ValueError("n_labels is missing: with distributed=True all processes must number the classes alike")
     image_ids, n = _image_ids(image_ids, n_groups, alpha=now[0] if active else 0)
     class_ids, n_classes = _dense_ids(labels, n_labels, "n_labels")
     if not class_active and n_classes >= len(labels):
@@ -323,6 +350,7 @@ class BatchObjective:
                 measured = mean_rows(going_on, *place, layout) if o.pool else ordered if changed else going_on
                 measured = measured if carries else measured.detach()
                 more = dict(images=self.images, running=self.running(kind, name, measured))
+                more |= dict(shared=kind == "class_invariance") if o.distributed else {}
                 measured, loss = _group_loss(measured, g.ids, n_groups=g.n, **more, **self.options)
                 self.parts[kind][name] = loss.detach()
                 if carries:
@@ -368,6 +396,9 @@ class InvarianceObjective:
     pool: bool = False  # features are means over positions
     pairs: str = "distinct"  # distinct or all
     reference: str = "all"  # all or same_class
+    distributed: bool = (
+        False  # the loss of the batches of all processes (torch.distributed) together, not of each alone
+    )
     layouts: Mapping[str, Layout] | None = None  # of `find_layouts`, for layers that are not (N, C, H, W) or (N, ...)
 
     def __post_init__(self):
