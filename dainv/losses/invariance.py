@@ -12,6 +12,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 from torch.distributed import get_world_size as world_size
 
@@ -151,7 +152,7 @@ def _group_loss(
     _check_pairs(
         ids,
         n,
-        on_cpu or n_groups is None,
+        (on_cpu or n_groups is None) and not shared,  # what is single here may have company in another process
         "groups: no two rows share a group; a batch needs 2 views of an image, or 2 images of a class",
     )
     classes, n_classes = None, 1
@@ -294,12 +295,12 @@ def _kinds(objective, labels, image_ids, n_groups, n_labels, progress) -> dict[s
         )
     if objective.distributed and not torch.distributed.is_initialized():
         raise ValueError("distributed=True: call torch.distributed.init_process_group first, or leave it out")
-    if objective.distributed and n_labels is None and (class_active or objective.beta):
+    if objective.distributed and n_labels is None and class_active:
         raise ValueError("n_labels is missing: with distributed=True all processes must number the classes alike")
     image_ids, n = _image_ids(image_ids, n_groups, alpha=now[0] if active else 0)
     class_ids, n_classes = _dense_ids(labels, n_labels, "n_labels")
-    if not class_active and n_classes >= len(labels):
-        n_classes = None  # with so many classes a batch need not hold two images of one: nothing to measure
+    if not class_active and (objective.distributed or n_classes >= len(labels)):
+        n_classes = None  # a batch need not hold two images of a class, or processes might number the classes otherwise
     if not torch.compiler.is_compiling():  # put in order once, for all layers
         image_ids, class_ids = (
             ids if m is None else Groups.of(ids, m) for ids, m in ((image_ids, n), (class_ids, n_classes))
@@ -424,18 +425,6 @@ class InvarianceObjective:
         moved = (self.beta_end - self.beta) * progress
         return self.alpha - moved, self.beta + moved
 
-    def state_dict(self) -> dict:
-        "The statistics that outlast a batch, by layer: part of a checkpoint; empty for metrics that keep none."
-        return {layer: dict(running.state_dict()) for layer, running in self.running.items()}
-
-    def load_state_dict(self, state: dict) -> None:
-        "Goes on from the statistics of a checkpoint."
-        self.running.clear()
-        for layer, kept in state.items():
-            running = METRICS[self.metric].lasting(*kept["sums"].shape, device=kept["sums"].device)
-            running.load_state_dict(kept)
-            self.running[layer] = running
-
     def batch(
         self,
         labels: torch.Tensor,  # (B,) class labels
@@ -475,3 +464,19 @@ class InvarianceObjective:
                 raise ValueError(f"layer {layer!r} is not among the activations: {', '.join(activations) or 'none'}")
             batch.layer(layer, activations[layer])
         return batch.total(logits, labels)
+
+# %% ../../nbs/losses/30_invariance.ipynb #2b9c12a7
+@patch
+def state_dict(self: InvarianceObjective) -> dict:
+    "The statistics that outlast a batch, by layer: part of a checkpoint; empty for metrics that keep none."
+    return {layer: dict(running.state_dict()) for layer, running in self.running.items()}
+
+
+@patch
+def load_state_dict(self: InvarianceObjective, state: dict) -> None:
+    "Goes on from the statistics of a checkpoint."
+    self.running.clear()
+    for layer, kept in state.items():
+        running = METRICS[self.metric].lasting(*kept["sums"].shape, device=kept["sums"].device)
+        running.load_state_dict(kept)
+        self.running[layer] = running
