@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from line_trainer import Line
 
 from dainv import files
 from dainv.files import (
@@ -29,7 +30,6 @@ from dainv.files import (
     write_table,
 )
 from dainv.runs import Measurement, Run, locked, measured_how, run_weights
-from tests.test_loop import Line
 
 PARAMS = dict(alpha=0.1, views=8, name="one", classes=["cat", "NA"])
 TABLE = pd.DataFrame(dict(layer=["conv1", "NA"] * 50, score=torch.linspace(-1, 1, 100).double().numpy()))
@@ -386,7 +386,8 @@ def test_folders_that_cannot_be_made_are_named(folders, monkeypatch):
 
 STOPPED = """
 import signal, sys, time
-from tests.test_loop import Line
+sys.path.append("tests")
+from line_trainer import Line
 from dainv.loop import fit
 from dainv.runs import Run
 
