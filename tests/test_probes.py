@@ -16,9 +16,9 @@ from dainv.probes import (
     LinearProbe,
     MLPProbe,
     ProbedModel,
-    _held_out,
     fit_linear_probe,
     fit_mlp_probe,
+    held_out_items,
     label_subset,
     probe_accuracy,
     probe_table,
@@ -81,7 +81,7 @@ def test_the_strength_is_the_best_on_held_out_items_of_the_training_set(kind):
     features, labels = clouds(300, noise=80)
     grid = [1.0, 0.1, 1e-2, 1e-4]
     probe = FITS[kind](features, labels, 5, strengths=grid, seed=3)
-    held_out = _held_out(labels, 0.2, seed=3)
+    held_out = held_out_items(labels, 0.2, seed=3)
     part, rest = (features[~held_out], labels[~held_out]), (features[held_out], labels[held_out])
     alone = [FITS[kind](*part, 5, strengths=[s], held_out=0, seed=3) for s in grid]
     losses = [F.cross_entropy(p(rest[0]), rest[1]).item() for p in alone]
@@ -210,7 +210,7 @@ def test_label_subsets_differ_between_seeds():
 def test_no_class_is_held_out_as_a_whole(counts, fraction):
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     if max(counts) > 1:
-        held_out = _held_out(labels, fraction, seed=0)
+        held_out = held_out_items(labels, fraction, seed=0)
         assert set(labels[~held_out].tolist()) == set(range(len(counts)))
         assert all(held_out[labels == c].any() for c, n in enumerate(counts) if n > 1)
 
