@@ -36,7 +36,8 @@ class AuditReader(LayerReader):
         self.shapes, self.passes, self.images = {}, 0, 0
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        "What the layers return, class tokens apart from patches."
+        "What the layers return, class tokens apart from patches; counts the passes and their images."
+        self.passes, self.images = self.passes + 1, self.images + len(images)
         found = super().__call__(images)
         for layer, known in self.tokens.items():
             tokens = found.pop(layer).permute(known.batch, 3 - known.batch - known.channels, known.channels)
@@ -49,7 +50,7 @@ class AuditReader(LayerReader):
 
     def read(self, images: torch.Tensor, maps: bool = False) -> tuple[dict, torch.Tensor | None, dict]:
         "Rows (n, D) by layer, class probabilities (n, C) or None, and, if wanted, maps (n, C, h, w) by layer."
-        self.passes, self.images, output = self.passes + 1, self.images + len(images), []
+        output = []
         handle = unwrapped(self.model).register_forward_hook(lambda module, arguments, result: output.append(result))
         try:
             found = {"input": images, **self(images)}

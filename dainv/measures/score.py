@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['squared_distances', 'ViewReader', 'scores_from_distances', 'invariance_profile', 'single_transformations',
-           'closest_classes', 'best_set', 'equidistant_samples']
+           'score_without_components', 'closest_classes', 'best_set', 'equidistant_samples']
 
 # %% ../../nbs/measures/50_score.ipynb #bfde1a66
 from collections.abc import Callable, Iterator, Sequence
@@ -164,6 +164,33 @@ def single_transformations(
             values = {name: getattr(full, name) for name in names}
             alone[kind] = replace(none, law=full.law, interpolation=full.interpolation, **values)
     return alone
+
+# %% ../../nbs/measures/50_score.ipynb #f2c3f3e6
+def score_without_components(
+    still: torch.Tensor,  # (N, D) activations of images
+    moved: torch.Tensor,  # (N, D) of the same images, transformed
+    counts: Sequence[int] = (0, 1, 3),  # numbers of components that are taken out, each below N
+) -> tuple[torch.Tensor, torch.Tensor]:  # scores (len(counts), N), and the share of variance of each component (N,)
+    "Invariance scores in what is left without the first principal components of the images, in float64."
+    if still.shape != moved.shape or still.dim() != 2 or not 0 <= min(counts) <= max(counts) < len(still):
+        raise ValueError(
+            f"still {tuple(still.shape)}, moved {tuple(moved.shape)}, counts={list(counts)}: expected two matrices (N, D) of "
+            "one shape, and counts from 0 to N - 1"
+        )
+    centre = still.double().mean(0)
+    still, change = still.double() - centre, moved.double() - still.double()
+    variances, vectors = torch.linalg.eigh(still @ still.T)
+    variances, found = variances.flip(0).clamp_min(0), []
+    axes = torch.linalg.qr(still.T @ vectors.flip(1)[:, : max(*counts, 1)])[0]  # (D, largest count)
+    on_axes, moved_on_axes = (still @ axes).square().cumsum(1), (change @ axes).square().cumsum(1)
+    spread, moves = still.square().sum(1), change.square().sum(1)
+    for count in counts:
+        left, moving = (
+            (whole - parts[:, count - 1] if count else whole).clamp_min(0)
+            for whole, parts in ((spread, on_axes), (moves, moved_on_axes))
+        )
+        found.append(scores_from_distances(left, moving[:, None])[:, 0])
+    return torch.stack(found), variances / variances.sum()
 
 # %% ../../nbs/measures/50_score.ipynb #b8ab9ee4
 def closest_classes(
