@@ -30,7 +30,7 @@ test: $(READY)  ## every check, in the order in which they make sense
 benchmarks: export THP_MEM_ALLOC_ENABLE := 1
 benchmarks: export MALLOC_MMAP_MAX_ := 0
 benchmarks: export MALLOC_TRIM_THRESHOLD_ := 4000000000
-benchmarks: $(READY)  ## ratios of speed on this machine, on one thread -> paper_figures/benchmarks.csv (five idle minutes)
+benchmarks: $(READY)  ## ratios of speed on this machine, on one thread -> paper_figures/benchmarks.csv (about 18 idle minutes)
 	$(PY) -m papermill --no-progress-bar nbs/benchmarks.ipynb - > /dev/null < /dev/null
 
 lab: $(READY)  ## read and run the notebooks
