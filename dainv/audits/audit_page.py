@@ -473,6 +473,10 @@ def comparison_page(
     "The page of a comparison as HTML."
     table = table.reset_index(drop=True)
     names = [str(header.get("model", "a network")) for header in (header_a, header_b)]
+    if names[0] == names[1]:  # told apart by their weights
+        names = [
+            f"{name} {header.get('weights', '')[:6]}" for name, header in zip(names, (header_a, header_b), strict=True)
+        ]
     title = f"{names[0]} and {names[1]}: invariance compared"
     first = table[table["transformation"].astype(str) == str(table["transformation"].iloc[0])]
     counts = [int((first["low"] > 0).sum()), int((first["high"] < 0).sum())]
@@ -482,8 +486,6 @@ def comparison_page(
         f"paired by image ({int(first['n_images'].iloc[0])} images) and are those of the second less the first."
     )
     parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(said)}</p>"]
-    for number, header in enumerate((header_a, header_b)):
-        parts.append(f"<h2>{('First', 'Second')[number]} network</h2>{header_html(header)}")
     parts.append("<h2>Differences</h2>")
     drawings = []
     for name in dict.fromkeys(table["transformation"].astype(str)):
@@ -492,7 +494,10 @@ def comparison_page(
             alt = f"Difference of scores under {name}: {_range_text(rows['layer_a'], rows['difference'])}."
             caption = "Dots to the right of 0: the second network is more invariant."
             drawings.append(Drawing(name, "", name.replace("_", " "), difference_plot(table, name), caption, alt))
-    parts += [_figures_html(drawings), "<h2>Table</h2>", table_html(table, "Differences of scores")]
+    parts.append(_figures_html(drawings))
+    for which, header in (("First", header_a), ("Second", header_b)):
+        parts.append(f"<h2>{which} network</h2>{header_html(header)}")
+    parts += ["<h2>Table</h2>", table_html(table, "Differences of scores")]
     return page(title, "".join(parts))
 
 

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from torch.distributed import get_world_size as world_size
 
 from ..core.features import Layout, images_first
 from ..core.features import pooled as mean_rows
@@ -40,11 +39,13 @@ class _PairRatio(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.order, x, n_processes = order, _unit_rows(features, order), 1
         groups = groups if isinstance(groups, Groups) else Groups.of(groups, n_groups)
-        delta, within, mean, between = group_moments(x, groups)
+        moments = group_moments(x, groups)
+        delta, within, mean, between = moments
         sizes, sizes_ref, delta_ref = groups.sizes, groups.sizes.new_full((1,), len(x)), mean
         inside, squares = sizes.dot(within), sizes.dot(sizes)
         if shared is not None:  # the batch of all processes
-            together, n_processes = global_moments(x, groups, (delta, within, mean, between), shared), world_size()
+            together = global_moments(x, groups, moments, shared)
+            n_processes = torch.distributed.get_world_size()
             delta, delta_ref = together.moments.delta, together.moments.mean
             sizes, sizes_ref, inside, squares = together.sizes, together.rows[None], together.inside, together.squares
             everything = together.rows * together.spread

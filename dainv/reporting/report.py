@@ -84,15 +84,14 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name=
 """
 
 TABLE = """{% macro table(rows) %}
-{% set columns = rows[0] | reject("in", ["source", "role", "model"]) | list %}
+{%- set columns = rows[0] | reject("in", ["source", "role", "model"]) | list -%}
 <table><tr>{% for column in columns %}<th>{{ column }}</th>{% endfor %}</tr>
-{% for row in rows %}
-<tr>{% for column in columns %}
+{% for row in rows -%}
+<tr>{% for column in columns -%}
 <td{% if row[column] is number and row[column] is not boolean %} class="number"{% endif %}>{{ row[column] | shown }}</td>
-{% endfor %}</tr>
-{% endfor %}
-</table>
-{% endmacro %}"""
+{%- endfor %}</tr>
+{% endfor -%}
+</table>{% endmacro %}"""
 
 SUITE = """{% extends "page" %}{% from "table" import table %}{% block title %}Figures, profile {{ profile }}{% endblock %}{% block body %}
 <h1>Figures, profile {{ profile }}</h1>
