@@ -33,11 +33,11 @@ class AuditReader(LayerReader):
         for layer, known in layouts.items():
             parts = {f"{layer}:class": Layout(0, 1), f"{layer}:patches": Layout(0, 2)}
             self.layouts |= parts if layer in self.tokens else {layer: known}
-        self.shapes, self.passes, self.images = {}, 0, 0
+        self.shapes, self.images = {}, 0
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        "What the layers return, class tokens apart from patches; counts the passes and their images."
-        self.passes, self.images = self.passes + 1, self.images + len(images)
+        "What the layers return, class tokens apart from patches; counts the images that pass."
+        self.images += len(images)
         found = super().__call__(images)
         for layer, known in self.tokens.items():
             tokens = found.pop(layer).permute(known.batch, 3 - known.batch - known.channels, known.channels)
