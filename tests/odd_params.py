@@ -36,6 +36,7 @@ POOLS = {  # plausible values, and odd ones; what is not here is drawn by its ty
     "width": ([0.03, 0.1, 1e-300], [-1.0, 1e6, 1e300, float("inf"), float("nan")]),
     "depth": ([0, 10, 16], [4, 12, 11, -2, 10**9]),
     "init": (["", "he"], ["heavy"]),
+    "padding": (["zeros", "reflect"], ["mirror", ""]),
     "batch_norm": ([True, False, "inference"], ["never", 0]),
     "epochs": ([1, 2], [-1, 10**7, 10**30, 1.5]),
     "alpha": ([0.0, 0.1, 0.5, 0.9, 1.0], [1.5, -0.1, float("nan")]),

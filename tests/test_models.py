@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -541,6 +542,20 @@ def test_a_network_with_batch_normalisation_goes_on_with_the_statistics_that_it_
     torch.testing.assert_close(fixed(x), model.eval()(x))
 
 
+@pytest.mark.parametrize("name", ["allcnn", "allcnn_large"])
+@pytest.mark.parametrize(("padding", "mode"), [("replicate", "edge"), ("reflect", "reflect"), ("circular", "wrap")])
+def test_padding_is_that_of_numpy(name, padding, mode):
+    plain, padded = (build_model(name, 3, width=0.05, padding=how).eval() for how in ("zeros", padding))
+    padded.load_state_dict(plain.state_dict())
+    x = torch.rand(2, 3, 32, 32)
+    for block in padded.children():
+        conv = block.conv
+        width = ((0, 0), (0, 0), *[conv.pad[:2] if conv.pad else (0, 0)] * 2)
+        expected = F.conv2d(torch.from_numpy(np.pad(x.numpy(), width, mode)), conv.weight, conv.bias, conv.stride)
+        torch.testing.assert_close(conv(x), expected)
+        x = block(x).detach()
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -548,6 +563,8 @@ def test_a_network_with_batch_normalisation_goes_on_with_the_statistics_that_it_
         ("allcnn", dict(batch_norm=None), "batch_norm=None"),
         ("allcnn", dict(init="xavier"), "init='xavier'.*glorot, he"),
         ("allcnn", dict(init_gain=0.0), "init_gain=0.0"),
+        ("allcnn", dict(padding="mirror"), "padding='mirror'.*zeros, replicate"),
+        ("resnet18", dict(padding="reflect"), "padding=.* is built one way only; it is an option of allcnn"),
         ("allcnn", dict(init_gain=float("nan")), "init_gain=nan"),
         ("wrn", dict(batch_norm=False), "batch_norm=.* is built one way only; it is an option of allcnn"),
         ("resnet18", dict(init="he"), "init=.* is built one way only; it is an option of allcnn"),

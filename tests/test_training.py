@@ -188,6 +188,8 @@ def test_a_diverging_run_stops(tiny, monkeypatch):
         ({"batch_norm": "no"}, "batch_norm='no': expected True, False or inference"),
         ({"init": "xavier"}, "init='xavier': expected one of glorot, he"),
         ({"init_gain": 0.0}, "init_gain=0.0"),
+        ({"padding": "mirror"}, "padding='mirror': expected one of zeros, replicate"),
+        ({"model": "wrn", "padding": "reflect"}, "padding='reflect': expected 'zeros': wrn is built one way only"),
         ({"model": "wrn", "batch_norm": False}, "batch_norm=False: expected True: wrn is built one way only"),
         ({"model": "densenet", "init": "he"}, "init='he': expected ''"),
         ({"lr_decay": -0.5}, "lr_decay=-0.5"),
@@ -315,7 +317,9 @@ def test_a_run_gives_back_its_network_and_its_data(tiny, folders):
         load_run_data(run)
 
 
-@pytest.mark.parametrize("reading", [dict(batch_norm=False, init="he"), dict(batch_norm="inference", init_gain=1.2)])
+@pytest.mark.parametrize(
+    "reading", [dict(batch_norm=False, init="he"), dict(batch_norm="inference", init_gain=1.2, padding="replicate")]
+)
 def test_a_run_gives_back_its_network_in_its_own_reading(tiny, reading):
     run = train(TrainParams(**{**tiny, **reading, "epochs": 1}, name="reading"))
     model, state = load_model(run), weights(run)
@@ -326,7 +330,7 @@ def test_a_run_gives_back_its_network_in_its_own_reading(tiny, reading):
 def test_a_run_older_than_the_readings_is_still_that_run(tiny, capsys):
     p = TrainParams(**tiny, name="old")
     run = train(p)
-    older = {k: v for k, v in run.params.items() if k not in ("batch_norm", "init", "init_gain")}
+    older = {k: v for k, v in run.params.items() if k not in ("batch_norm", "init", "init_gain", "padding")}
     result = {k: v for k, v in run.result.items() if k != "digests"}
     for file, content in {"params.json": older, "result.json": result}.items():
         (run.folder / file).write_text(json.dumps(content))  # as they were written before they had digests

@@ -40,7 +40,7 @@ from ..losses.invariance import METRICS, InvarianceObjective, pooled
 from ..measures.collapse import effective_rank, pc1_share
 from ..measures.probes import ProbedModel, fit_linear_probe
 from ..measures.representation import layer_features
-from ..networks.models import BATCH_NORMS, INITS, MODELS, OPTIONS, build_model, evaluating, record
+from ..networks.models import BATCH_NORMS, INITS, MODELS, OPTIONS, PADDINGS, build_model, evaluating, record
 from ..networks.weights import fit_weights, read_weights, weights_digest
 from .loop import NetworkTrainer, fit, make_fabric, memory_of, on_gpu, rehearse, run_precision
 
@@ -65,6 +65,7 @@ class TrainParams:
     batch_norm: bool | str = True  # of All-CNN; False: none, inference: with fixed statistics
     init: str = ""  # of All-CNN's weights: {INITS}; empty: glorot
     init_gain: float = 1.0  # factor on All-CNN's initial weights
+    padding: str = "zeros"  # of All-CNN's maps: {PADDINGS}
     alpha: float = 0.1  # weight of the invariance to augmentation
     beta: float = 0.0  # weight of the invariance within classes; the cross entropy has 1 - alpha - beta
     beta_end: float = -1.0  # beta at the end of training, at the cost of alpha; -1: constant
@@ -171,6 +172,7 @@ def _training_rules(p: TrainParams) -> list[tuple[str, bool, str]]:
         ("batch_norm", p.batch_norm in BATCH_NORMS, "True, False or inference"),
         ("init", p.init in ("", *INITS), f"one of {', '.join(INITS)}, or empty for the network's own"),
         ("init_gain", 0 < p.init_gain <= 100, "above 0 and at most 100"),
+        ("padding", p.padding in PADDINGS, f"one of {', '.join(PADDINGS)}"),
         *(
             (option, option in takes or getattr(p, option) == usual, f"{usual!r}: {p.model} is built one way only")
             for option, usual in OPTIONS.items()
