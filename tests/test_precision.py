@@ -12,23 +12,24 @@ from dainv.precision import choose_precision, fast_bf16, inference_precision
     ("capabilities", "fast"),
     [
         ({"amx_bf16": True, "amx_tile": True}, True),
-        ({"amx_bf16": False, "avx512_bf16": True}, False),
-        ({"avx512_bf16": True}, False),
+        ({"amx_bf16": False, "avx512_bf16": True}, True),
+        ({"avx512_f": True, "avx512_bf16": False}, False),
         ({}, False),
     ],
 )
-def test_a_processor_is_fast_with_matrix_units_only(monkeypatch, capabilities, fast):
+def test_a_processor_is_fast_where_it_multiplies_bfloat16(monkeypatch, capabilities, fast):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert fast_bf16("cpu") is fast and choose_precision("auto", "cpu") == ("bf16-mixed" if fast else "32-true")
 
 
-@pytest.mark.parametrize("tiles", [True, False, None])
-def test_a_version_of_pytorch_that_knows_less_is_asked_what_it_knows(monkeypatch, tiles):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
-    if tiles is not None:
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
-    assert fast_bf16() is bool(tiles)
+@pytest.mark.parametrize("asked", ["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
+@pytest.mark.parametrize("there", [True, False, None])
+def test_a_version_of_pytorch_that_knows_less_is_asked_what_it_knows(monkeypatch, asked, there):
+    for name in ("get_capabilities", "_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    if there is not None:
+        monkeypatch.setattr(torch.cpu, asked, lambda: there, raising=False)
+    assert fast_bf16() is bool(there)
 
 
 @pytest.mark.parametrize("native", [True, False])

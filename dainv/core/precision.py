@@ -14,14 +14,14 @@ import torch
 def fast_bf16(
     device: str | torch.device = "cpu",
 ) -> bool:
-    "Whether the device has units that multiply matrices of bfloat16."
+    "Whether the device multiplies bfloat16 by itself, in matrix units or vector instructions."
     if torch.device(device).type == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     if capabilities is not None:
-        return bool(capabilities().get("amx_bf16", False))
-    tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)  # of versions before get_capabilities
-    return bool(tiles is not None and tiles())
+        return any(capabilities().get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))
+    older = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # of versions before get_capabilities
+    return any(getattr(torch.cpu, asked)() for asked in older if hasattr(torch.cpu, asked))
 
 # %% ../../nbs/core/08_precision.ipynb #cacf4c10
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true")
