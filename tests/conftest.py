@@ -214,6 +214,7 @@ def networks(tmp_path_factory):
             dai_samples=dict(baseline="m8"),
             dai_accuracy=three,
             dai_time=dict(dai="dai"),
+            dai_collapse=dict(views="m8", dai="dai"),
             **{f"invariance_{x}": four for x in ("rdms", "pc1", "probes", "tsne", "cka", "attacks", "convergence")},
             open_problem=dict(ce="ce", fisher="fisher"),
         ),

@@ -16,7 +16,16 @@ from torch import nn
 from tqdm import tqdm
 
 from .families import Family
-from ..core.features import LayerReader, Layout, as_rows, memory_order, only_tensor, unwrapped, varies
+from dainv.core.features import (
+    LayerReader,
+    Layout,
+    as_rows,
+    memory_order,
+    nonfinite_row,
+    only_tensor,
+    unwrapped,
+    varies,
+)
 from ..core.images import as_floats
 from ..inputs.sources import Fingerprint, ImageSource
 from ..measures.equivariance import aligned_distances, spatial_maps
@@ -116,10 +125,9 @@ class LayerSums:
 
     def first(self, rows: torch.Tensor, layer: str, ids: torch.Tensor) -> None:
         "Adds a batch to the mean; a ValueError names the layer and the image of an activation that is not finite."
-        if not all(map(math.isfinite, torch.aminmax(rows))):
-            bad = int(ids[int(rows.isfinite().all(1).int().argmin())])
+        if (bad := nonfinite_row(rows)) is not None:
             raise ValueError(
-                f"layer {layer!r}: the activations of image {bad} are not finite; did the network diverge?"
+                f"layer {layer!r}: the activations of image {int(ids[bad])} are not finite; did the network diverge?"
             )
         self.total += rows.sum(0)
         self.n += len(rows)
@@ -246,7 +254,7 @@ class AuditSettings:
             raise ValueError(
                 f"transformation {family.name!r} turns {tuple(x.shape)} into {tuple(views.shape)}: it must keep the size"
             )
-        if not all(map(math.isfinite, torch.aminmax(views))):
+        if nonfinite_row(views) is not None:
             raise ValueError(f"transformation {family.name!r} gives NaN or infinity; images are floats in [0, 1]")
         return views
 

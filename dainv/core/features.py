@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['unwrapped', 'layer_modules', 'only_tensor', 'Activations', 'record', 'evaluating', 'Layout', 'network_output',
-           'find_layouts', 'images_first', 'as_rows', 'memory_order', 'pooled', 'check_finite', 'rounding_level',
-           'varies', 'rows_vary', 'unit_length', 'LayerReader']
+           'find_layouts', 'images_first', 'stored_order', 'unit_rows', 'as_rows', 'memory_order', 'pooled',
+           'nonfinite_row', 'check_finite', 'rounding_level', 'varies', 'rows_vary', 'unit_length', 'LayerReader']
 
 # %% ../../nbs/core/11_features.ipynb #6a47ede7
 import ast
@@ -505,6 +505,22 @@ def images_first(
     return x, channels
 
 
+def stored_order(
+    x: torch.Tensor,  # (B, ...)
+) -> list[int]:
+    "The axes behind the first, in the order in which they lie in memory."
+    return sorted(range(1, x.dim()), key=lambda axis: -x.stride(axis))
+
+
+def unit_rows(
+    x: torch.Tensor,  # (B, ...)
+    order: Sequence[int] | None = None,  # of the axes behind the first; None: as they are
+) -> torch.Tensor:  # (B, D)
+    "All units of an item as a row: a view where the order is that of memory."
+    x = x if order is None else x.permute(0, *order)
+    return x.reshape(len(x), -1)
+
+
 def as_rows(
     activation: torch.Tensor,
     n_images: int,
@@ -514,9 +530,7 @@ def as_rows(
 ) -> torch.Tensor:  # (n_images, D), float32 at least; a view where possible
     "All units of a layer, a row per image; a ValueError for rows that are not images."
     x, _ = images_first(activation, n_images, layer, layout)
-    if order is not None:
-        x = x.permute(0, *order)
-    return x.reshape(n_images, -1).to(torch.promote_types(x.dtype, torch.float32))
+    return unit_rows(x, order).to(torch.promote_types(x.dtype, torch.float32))
 
 
 def memory_order(
@@ -526,8 +540,7 @@ def memory_order(
     layout: Layout | None = None,
 ) -> list[int]:
     "The order for `as_rows` in which the units lie in memory, so that rows are a view."
-    x, _ = images_first(activation, n_images, layer, layout)
-    return sorted(range(1, x.dim()), key=lambda axis: -x.stride(axis))
+    return stored_order(images_first(activation, n_images, layer, layout)[0])
 
 # %% ../../nbs/core/11_features.ipynb #725aee2a
 def pooled(
@@ -562,17 +575,26 @@ def pooled(
     return x.mean(places, dtype=wide) if places else x.to(wide)
 
 # %% ../../nbs/core/11_features.ipynb #c6662170
+def nonfinite_row(
+    rows: torch.Tensor,  # (N, ...)
+) -> int | None:
+    "The number of the first row with NaN or infinity; None where all are finite."
+    rows = rows.detach()
+    if not rows.numel() or all(map(math.isfinite, torch.aminmax(rows))):  # faster than asking every element
+        return None
+    return int(rows.isfinite().flatten(1).all(1).int().argmin())
+
+
 def check_finite(
     rows: torch.Tensor,  # (n, ...)
     layer: str,
     first: int = 0,  # number of the first of these images
 ) -> torch.Tensor:
     "The rows, if all are finite; a ValueError names the layer and the first image that is not."
-    if rows.numel() and not all(map(math.isfinite, torch.aminmax(rows.detach()))):  # faster than asking every element
-        good = rows.detach().isfinite().flatten(1).all(1)
-        bad, image = int((~good).sum()), first + int(good.int().argmin())
+    if (row := nonfinite_row(rows)) is not None:
+        bad = int((~rows.detach().isfinite().flatten(1).all(1)).sum())
         raise ValueError(
-            f"layer {layer!r}: the activations of image {image} are not finite ({bad} of {len(rows)} images in this "
+            f"layer {layer!r}: the activations of image {first + row} are not finite ({bad} of {len(rows)} images in this "
             "batch); is the image damaged, or did the network diverge?"
         )
     return rows

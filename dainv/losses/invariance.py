@@ -15,20 +15,10 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.features import Layout, images_first
+from ..core.features import Layout, images_first, stored_order, unit_rows
 from ..core.features import pooled as mean_rows
 from .groups import Groups, global_moments, group_gradient, group_moments
 from .metrics import METRICS
-
-# %% ../../nbs/losses/30_invariance.ipynb #7b4f0c38
-def _memory_order(features) -> list[int]:
-    "The axes of features (B, ...) behind the first, in the order of memory."
-    return sorted(range(1, features.ndim), key=lambda d: -features.stride(d))
-
-
-def _unit_rows(features, order) -> torch.Tensor:
-    "Features (B, ...) as (B, D), their axes in this order: a view where that is the order of memory."
-    return features.permute(0, *order).reshape(len(features), -1)
 
 # %% ../../nbs/losses/30_invariance.ipynb #5419be52
 class _PairRatio(torch.autograd.Function):
@@ -37,7 +27,7 @@ class _PairRatio(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features, order, groups, n_groups, reference, n_reference, distinct, shared=None):
         ctx.set_materialize_grads(False)
-        ctx.order, x, n_processes = order, _unit_rows(features, order), 1
+        ctx.order, x, n_processes = order, unit_rows(features, order), 1
         groups = groups if isinstance(groups, Groups) else Groups.of(groups, n_groups)
         moments = group_moments(x, groups)
         delta, within, mean, between = moments
@@ -75,9 +65,9 @@ class _PairRatio(torch.autograd.Function):
         features, delta, delta_ref, pull, push, *rows = ctx.saved_tensors
         n = len(Groups._fields)
         groups, reference = Groups(*rows[:n]), Groups(*rows[n:]) if rows[n:] else None
-        order, x = ctx.order, _unit_rows(features, ctx.order)
+        order, x = ctx.order, unit_rows(features, ctx.order)
         grad = torch.empty_like(x, memory_format=torch.contiguous_format)
-        incoming = None if grad_features is None else _unit_rows(grad_features, order)
+        incoming = None if grad_features is None else unit_rows(grad_features, order)
         factors = grad_loss * pull, grad_loss * push
         group_gradient(x, groups, delta, reference, delta_ref, *factors, grad, incoming)
         grad = grad.view(len(x), *(features.shape[d] for d in order))
@@ -163,11 +153,11 @@ def _group_loss(
         _check_ids(labels, "labels", features)
         classes, n_classes = _dense_ids(labels, n_labels, "n_labels")
         _check_pairs(classes, n_classes, on_cpu or n_labels is None, "labels: no two rows share a class")
-    order, how = _memory_order(features), (n, classes, n_classes, int(pairs == "distinct"))
+    order, how = stored_order(features), (n, classes, n_classes, int(pairs == "distinct"))
     chosen = METRICS[metric]
     if chosen.kernel is not None:
         return chosen.kernel(features, order, groups if ready else ids, *how, *(() if shared is None else (shared,)))
-    rows = _unit_rows(features, order)
+    rows = unit_rows(features, order)
     if running is not None:
         return features, running(rows, ids)
     more = {"images": images} if chosen.images else {}

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ..core.features import evaluating, network_output, only_tensor
+from ..core.features import evaluating, network_output, nonfinite_row, only_tensor
 from ..core.images import check_labels
 from ..core.precision import inference_precision
 from ..inputs.data import balanced_subset
@@ -30,10 +30,8 @@ def _checked(features: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     "The features, if there is a row of finite numbers for each item."
     if features.dim() != 2 or len(features) != len(ids):
         raise ValueError(f"the encoder gives {tuple(features.shape)} for {len(ids)} images: expected a row for each")
-    if not (good := features.isfinite().all(1)).all():
-        raise ValueError(
-            f"features of item {int(ids[int(good.int().argmin())])} are not finite; did the encoder diverge?"
-        )
+    if (bad := nonfinite_row(features)) is not None:
+        raise ValueError(f"features of item {int(ids[bad])} are not finite; did the encoder diverge?")
     return features
 
 # %% ../../nbs/measures/25_encoding.ipynb #b5b265a2

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from ..core.features import as_rows, evaluating, find_layouts, record, varies
+from ..core.features import as_rows, evaluating, find_layouts, nonfinite_row, record, varies
 from ..core.features import pooled as mean_rows
 from ..core.images import as_tensor, check_labels, network_input
 
@@ -206,8 +206,8 @@ def check_items(
     if labels.min() < 0 or labels.max() >= n_classes:
         found = f"{labels.min().item()}..{labels.max().item()}"
         raise ValueError(f"labels range over {found}: expected 0..{n_classes - 1} for n_classes={n_classes}")
-    bad = int((~features.isfinite()).any(1).sum())
-    if bad:
+    if nonfinite_row(features) is not None:
+        bad = int((~features.isfinite()).any(1).sum())
         raise ValueError(f"{what}: {bad} of {len(features)} items hold NaN or infinity; did the network diverge?")
     return features, labels
 

@@ -14,7 +14,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core.features import LayerReader, as_rows, check_finite, find_layouts, rows_vary, unwrapped, varies
+from dainv.core.features import (
+    LayerReader,
+    as_rows,
+    check_finite,
+    find_layouts,
+    nonfinite_row,
+    rows_vary,
+    unwrapped,
+    varies,
+)
 from ..core.features import pooled as mean_rows
 from ..core.images import as_tensor, check_images
 from ..inputs.augment import Scheme, draw_views, transform
@@ -61,8 +70,7 @@ def _features(features: torch.Tensor, name: str, least: int = 2) -> torch.Tensor
         raise ValueError(f"{name} of shape {tuple(features.shape)}: expected (N, ...) with N of at least {least}")
     rows = features.detach().flatten(1)
     rows = rows if rows.is_floating_point() else rows.double()
-    if not all(math.isfinite(end) for end in torch.aminmax(rows)):  # several times faster than asking every element
-        bad = int(rows.isfinite().all(1).int().argmin())
+    if (bad := nonfinite_row(rows)) is not None:
         raise ValueError(f"{name}: row {bad} holds a value that is not finite")
     return rows
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..core.features import varies
+from ..core.features import nonfinite_row, varies
 
 # %% ../../nbs/measures/24_ridge.ipynb #6b89ea89
 class RidgeMoments:
@@ -70,10 +70,9 @@ def _check_items(features: torch.Tensor, targets: torch.Tensor, sizes: tuple[int
     if len(features) != len(targets):
         raise ValueError(f"{len(features)} features for {len(targets)} targets: expected a row of both for each item")
     for name, rows in (("features", features), ("targets", targets)):
-        good = rows.isfinite().all(1)
-        if not good.all():
-            row = int(good.int().argmin())
-            raise ValueError(f"{name}: row {row} holds NaN or infinity ({int((~good).sum())} such rows); leave it out")
+        if (row := nonfinite_row(rows)) is not None:
+            bad = int((~rows.isfinite().all(1)).sum())
+            raise ValueError(f"{name}: row {row} holds NaN or infinity ({bad} such rows); leave it out")
 
 # %% ../../nbs/measures/24_ridge.ipynb #86d3927e
 def moment_errors(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['squared_distances', 'ViewReader', 'scores_from_distances', 'invariance_profile', 'single_transformations',
-           'score_without_components', 'closest_classes', 'best_set', 'equidistant_samples']
+           'score_without_components', 'component_profile', 'closest_classes', 'best_set', 'equidistant_samples']
 
 # %% ../../nbs/measures/50_score.ipynb #bfde1a66
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -20,6 +21,7 @@ from ..core.features import LayerReader, check_finite, varies
 from ..core.images import check_images, check_labels
 from ..inputs.augment import Scheme, draw_views, transform
 from ..inputs.augment import scheme as named_scheme
+from .collapse import border_share
 
 # %% ../../nbs/measures/50_score.ipynb #4f9bec40
 def squared_distances(
@@ -191,6 +193,45 @@ def score_without_components(
         )
         found.append(scores_from_distances(left, moving[:, None])[:, 0])
     return torch.stack(found), variances / variances.sum()
+
+# %% ../../nbs/measures/50_score.ipynb #ae49aa3e
+def component_profile(
+    model: nn.Module,
+    images: torch.Tensor,  # (N, 3, H, W), uint8 or in [0, 1]
+    scheme: str | Scheme = "half_heavier_extremes",  # transformations, one view of each image
+    layers: Sequence[str] | None = None,  # names of modules; default: `model.measured`, else the model's children
+    counts: Sequence[int] = (0, 1, 3),  # numbers of components that are taken out, each below N
+    margin: int = 2,  # rows and columns on each side of a map that are its border
+    seed: int = 0,
+    *,
+    preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,  # from [0, 1] pixels: normalisation
+    batch_size: int = 100,
+) -> pd.DataFrame:  # layer, without (a count, or border), q1, median, q3, pc1_share, border_share, border_area
+    "Scores without the first components and without the border of maps, a layer at a time, in float64."
+    images, chosen, rows = check_images(images, min_count=2), named_scheme(scheme), []
+    with LayerReader(model, images, layers, preprocess=preprocess) as reader:
+        names = reader.layers
+    for layer in names:
+        with LayerReader(model, images, [layer], preprocess=preprocess) as reader:
+            read = ViewReader(reader, images, batch_size, seed)
+            parts = [
+                [reader(read.views(ids, which, 0))[layer].float() for ids in read.batches()]
+                for which in (named_scheme("none"), chosen)
+            ]
+        still, moved = (check_finite(torch.cat(part), layer) for part in parts)
+        scores, shares = score_without_components(still.flatten(1), moved.flatten(1), counts)
+        found, concentration = dict(zip(map(str, counts), scores, strict=True)), dict(pc1_share=shares[0].item())
+        concentration |= dict(border_share=math.nan, border_area=math.nan)
+        if still.dim() == 4:
+            inside = math.prod(max(side - 2 * margin, 0) / side for side in still.shape[2:])
+            concentration |= dict(border_share=border_share(still, margin), border_area=1 - inside)
+        if still.dim() == 4 and inside:
+            inner = (x[:, :, margin:-margin, margin:-margin].flatten(1) for x in (still, moved))
+            found["border"] = score_without_components(*inner, (0,))[0][0]
+        for without, values in found.items():
+            q1, median, q3 = values.double().nanquantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
+            rows.append(dict(layer=layer, without=without, q1=q1, median=median, q3=q3, **concentration))
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/measures/50_score.ipynb #b8ab9ee4
 def closest_classes(

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ..core.features import unit_length, varies
+from ..core.features import nonfinite_row, unit_length, varies
 
 # %% ../../nbs/measures/26_variance.ipynb #c8de795b
 class Spread:
@@ -28,11 +28,8 @@ class Spread:
         "With one more pass."
         if features.dim() != 2:
             raise ValueError(f"passes: features of shape {tuple(features.shape)}: expected (N, D)")
-        good = features.isfinite().all(1)
-        if not good.all():
-            raise ValueError(
-                f"passes: features of item {int(good.int().argmin())} are not finite in pass {self.n_passes}"
-            )
+        if (bad := nonfinite_row(features)) is not None:
+            raise ValueError(f"passes: features of item {bad} are not finite in pass {self.n_passes}")
         h = unit_length(features.double()) if self.normalise else features.double()
         if self.mean is None:
             self.dtype = features.dtype

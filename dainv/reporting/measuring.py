@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEASURES', 'LARGEST_SEED', 'Measure', 'measures', 'MeasureParams', 'asked_measures', 'in_range', 'different',
            'measure_rules', 'measure_data_rules', 'Trained', 'measured', 'measured_score', 'measured_accuracy',
-           'measured_samples', 'shape_table', 'class_contrasts', 'alignment_table', 'map_table',
+           'measured_samples', 'measured_components', 'shape_table', 'class_contrasts', 'alignment_table', 'map_table',
            'measured_representation', 'measured_probes', 'measured_attacks', 'measured_timing']
 
 # %% ../../nbs/reporting/67_measuring.ipynb #6f10f366
@@ -38,7 +38,7 @@ from dainv.measures.representation import (
     tsne,
     view_features,
 )
-from ..measures.score import equidistant_samples, invariance_profile
+from ..measures.score import component_profile, equidistant_samples, invariance_profile
 from dainv.trainers.training import (
     TrainParams,
     load_classifier,
@@ -248,6 +248,16 @@ def measured_samples(
     moved = [dict(distance=d) for d in found["transformed_distances"]]
     captions = dict(layer=subject.top, reference=reference, images=named, transformed=moved)
     return {"samples.safetensors": pictures | dict(transformed=found["transformed"]), "samples.json": captions}
+
+# %% ../../nbs/reporting/67_measuring.ipynb #194cca5c
+@measures(MEASURES, "components", "components.csv")
+def measured_components(
+    subject: Trained,
+) -> dict[str, pd.DataFrame]:
+    "Scores without the first principal components and without the border, share of the first component and of the border."
+    images, counts = subject.sample[0], [count for count in (0, 1, 3) if count < len(subject.sample[0])]
+    how = dict(counts=counts, seed=subject.params.seed)
+    return {"components.csv": component_profile(subject.model, images, subject.transformations, **how)}
 
 # %% ../../nbs/reporting/67_measuring.ipynb #303aa2fe
 def shape_table(
