@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?")
@@ -79,7 +80,11 @@ def stored_form(output: dict) -> dict:
 def check(path: Path, write: bool) -> list[str]:
     "What differs in a notebook, a line each; with `write` its outputs are renewed."
     content, found = json.loads(path.read_text()), []
-    for cell, fresh in zip(content["cells"], executed(path).cells, strict=True):
+    try:
+        cells = executed(path).cells
+    except CellExecutionError as error:
+        return [f"{path.relative_to(ROOT)}: {error.ename}: {error.evalue}"]
+    for cell, fresh in zip(content["cells"], cells, strict=True):
         if cell["cell_type"] != "code":
             continue
         outputs = [stored_form(o) for o in fresh.outputs if not NOISE.search(text_of([o]))]
@@ -97,11 +102,18 @@ def main() -> int:
     parser.add_argument(
         "--write", action="store_true", help="renew the outputs of notebooks in which something differs"
     )
+    parser.add_argument("--jobs", type=int, default=2, help="notebooks side by side (default: 2)")
     asked = parser.parse_args()
-    paths = [p.resolve() for p in asked.notebooks] or lessons()
-    with ThreadPoolExecutor(2) as pool:
-        found = [line for lines in pool.map(lambda p: check(p, asked.write), paths) for line in lines]
-    print("\n".join(found) or f"the stored outputs of {len(paths)} notebooks are those of an execution")
+    paths, found = [p.resolve() for p in asked.notebooks] or lessons(), []
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        for lines in pool.map(lambda p: check(p, asked.write), paths):
+            print(*lines, sep="\n", end="\n" * bool(lines), flush=True)
+            found += lines
+    print(
+        f"{len(found)} outputs differ"
+        if found
+        else f"the stored outputs of {len(paths)} notebooks are those of an execution"
+    )
     return bool(found) and not asked.write
 
 

@@ -24,7 +24,7 @@ from dainv.encoding import encode, encode_passes
 from dainv.probes import fit_linear_probe
 from dainv.ridge import fit_ridge
 from dainv.spirograph import spirograph_task
-from dainv.views import Drawn, SpirographViews
+from dainv.views import SpirographViews, ViewDraws
 
 
 class Noisy:
@@ -53,11 +53,11 @@ class Noisy:
 
     def draw(self, half, ids, passes, views, seed):
         u = named_uniforms(4, seed, int(half == "test"), ids, passes, views)
-        return Drawn(self.scale * self.deviation * (u - 0.5) * 12**0.5)
+        return ViewDraws(self.scale * self.deviation * (u - 0.5) * 12**0.5)
 
-    def images(self, half, ids, drawn):
+    def images(self, half, ids, draws):
         x = self.items[half][ids]
-        return (x if drawn is None else x + drawn.alpha)[:, :, None, None]
+        return (x if draws is None else x + draws.alpha)[:, :, None, None]
 
     def restricted(self, only):
         return self if only == "all" else Noisy(self.n, self.task, 0.0)
@@ -151,8 +151,8 @@ def test_the_prediction_is_right_within_sampling_error():
     features = dict(averaged_features(encoder, views, "train", [20]))[20]
     head, targets = fit_readout(views, features, views.targets("train")), views.targets("test")
     for m in (1, 2, 5):
-        drawn = [dict(averaged_features(encoder, views, "test", [m], passes=p))[m] for p in range(1, 13)]
-        errors = [readout_scores(views, head(x), targets)[("mse", "mean")] for x in drawn]
+        draws = [dict(averaged_features(encoder, views, "test", [m], passes=p))[m] for p in range(1, 13)]
+        errors = [readout_scores(views, head(x), targets)[("mse", "mean")] for x in draws]
         assert table.predicted[m] == pytest.approx(np.mean(errors), rel=0.02), m
     assert (table.fixed_head / table.predicted).between(0.9, 1.1).all()
     assert table.measured[20] == table.fixed_head[20] == table.predicted[20]

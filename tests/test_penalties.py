@@ -14,7 +14,7 @@ from dainv.data import load_data
 from dainv.models import evaluating
 from dainv.penalties import PENALTIES, clamped, rademacher, ramped, transformation_penalty
 from dainv.spirograph import parameter_bounds, spirograph_task
-from dainv.views import ColourViews, Drawn, SpirographViews
+from dainv.views import ColourViews, SpirographViews, ViewDraws
 
 double = torch.float64
 
@@ -246,7 +246,7 @@ def test_photographs_whose_colours_stay_have_no_penalty(photographs, kind):
     law = dict(mean=views.mean, variance=views.variance, kind=kind, key=(0, ids))
     with evaluating(encoder):
         features, penalty = transformation_penalty(
-            lambda alpha: encoder(views.images("train", ids, Drawn(alpha, one.base))), one.alpha, two.alpha, **law
+            lambda alpha: encoder(views.images("train", ids, ViewDraws(alpha, one.base))), one.alpha, two.alpha, **law
         )
     assert 0 < one.base.jitter.sum() < 32
     assert torch.equal(penalty != 0, one.base.jitter)
@@ -257,10 +257,10 @@ def test_photographs_whose_colours_stay_have_no_penalty(photographs, kind):
 def test_twin_sees_the_second_view_as_it_was_drawn(photographs):
     views, ids, encoder = photographs, torch.arange(32), cnn()
     one, two = (views.draw("train", ids, 0, view, seed=0) for view in (0, 1))
-    first, second = (views.images("train", ids, drawn) for drawn in (one, two))
+    first, second = (views.images("train", ids, draws) for draws in (one, two))
 
     def encode(alpha):
-        return encoder(views.images("train", ids, Drawn(alpha, one.base)))
+        return encoder(views.images("train", ids, ViewDraws(alpha, one.base)))
 
     def second_view():
         return encoder(second)

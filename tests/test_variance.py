@@ -63,8 +63,8 @@ def test_an_encoder_that_ignores_the_transformation_has_no_variance_under_it():
 def test_an_encoder_that_ignores_the_item_has_the_ratio_one():
     "It answers with the nuisances."
     drawings = SpirographViews(spirograph_task(2, 800, size=8))
-    drawn = [drawings.draw("test", torch.arange(800), 0, view, 0).alpha for view in range(6)]
-    assert variance_parts(drawn, normalise=False)["ratio"] == pytest.approx(1, abs=0.02)
+    draws = [drawings.draw("test", torch.arange(800), 0, view, 0).alpha for view in range(6)]
+    assert variance_parts(draws, normalise=False)["ratio"] == pytest.approx(1, abs=0.02)
 
 
 def test_passes_and_items_are_not_mixed_up():

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 from dainv.colour import COLOURS, colour_bounds, distort_colours
 from dainv.data import ImageData, Split
 from dainv.spirograph import BOUNDS, NUISANCES, TARGETS, parameter_bounds, spirograph_task
-from dainv.views import ColourViews, Drawn, SpirographViews
+from dainv.views import ColourViews, SpirographViews, ViewDraws
 
 
 def half(n, size, seed):
@@ -35,9 +35,9 @@ BOTH = pytest.mark.parametrize("views", [drawings(), ColourViews(data())], ids=[
 IDS = torch.tensor([3, 14, 15, 9, 26, 5])
 
 
-def flat(drawn):
+def flat(draws):
     "All that was drawn, as one matrix."
-    parts = [drawn.alpha, *(() if drawn.base is None else drawn.base)]
+    parts = [draws.alpha, *(() if draws.base is None else draws.base)]
     return torch.cat([part.reshape(len(part), -1).double() for part in parts if part is not None], 1)
 
 
@@ -101,9 +101,9 @@ def test_the_law_of_alpha_is_uniform_within_its_bounds(views):
 
 def test_a_drawing_is_the_task_with_the_nuisances_drawn():
     views = drawings()
-    drawn = views.draw("test", IDS, 0, 1, seed=2)
-    expected = views.source.images(views.source.test[IDS], drawn.alpha)
-    assert torch.equal(views.images("test", IDS, drawn), expected) and drawn.base is None
+    draws = views.draw("test", IDS, 0, 1, seed=2)
+    expected = views.source.images(views.source.test[IDS], draws.alpha)
+    assert torch.equal(views.images("test", IDS, draws), expected) and draws.base is None
     with pytest.raises(ValueError, match="no untransformed image"):
         views.images("test", IDS, None)
 
@@ -177,11 +177,11 @@ def test_no_strength_means_every_nuisance_at_its_mean():
 
 @BOTH
 def test_derivatives_by_alpha(views):
-    drawn = views.draw("train", IDS, 0, 0, seed=1)
-    alpha, direction = drawn.alpha.requires_grad_(), torch.randn_like(drawn.alpha)
+    draws = views.draw("train", IDS, 0, 0, seed=1)
+    alpha, direction = draws.alpha.requires_grad_(), torch.randn_like(draws.alpha)
 
     def loss(alpha):
-        return views.images("train", IDS, Drawn(alpha, drawn.base)).square().sum()
+        return views.images("train", IDS, ViewDraws(alpha, draws.base)).square().sum()
 
     (slope,) = torch.autograd.grad(loss(alpha), alpha, create_graph=True)
     (second,) = torch.autograd.grad((slope * direction).sum(), alpha)
@@ -196,17 +196,17 @@ def test_gradcheck_through_crop_distortion_and_grey():
     split = Split((split.images // 4 + 96).to(torch.uint8), split.labels)  # nothing is clamped
     views = ColourViews(ImageData(split, split, ["a", "b", "c"], "folder", "Noise", ""), strength=0.25, probability=0.7)
     ids = torch.arange(4).repeat(3)
-    drawn = views.draw("train", ids, torch.arange(12) // 4, 0, seed=0)
-    assert drawn.base.jitter.any() and not drawn.base.jitter.all() and drawn.base.grey.any()
+    draws = views.draw("train", ids, torch.arange(12) // 4, 0, seed=0)
+    assert draws.base.jitter.any() and not draws.base.jitter.all() and draws.base.grey.any()
     weights = torch.randn(12, 3, 8, 8, dtype=torch.float64)
 
     def summed(alpha):
-        return (views.images("train", ids, Drawn(alpha, drawn.base)) * weights).sum((1, 2, 3))
+        return (views.images("train", ids, ViewDraws(alpha, draws.base)) * weights).sum((1, 2, 3))
 
-    alpha = drawn.alpha.double().requires_grad_()
+    alpha = draws.alpha.double().requires_grad_()
     assert gradcheck(summed, alpha, atol=1e-4, check_forward_ad=True)
     (slope,) = torch.autograd.grad(summed(alpha).sum(), alpha)
-    assert torch.equal(slope.abs().sum(1) > 0, drawn.base.jitter)
+    assert torch.equal(slope.abs().sum(1) > 0, draws.base.jitter)
 
 
 def photograph_by_torchvision(image, alpha, box, flip, jitter, grey, mean, std):
@@ -233,11 +233,11 @@ def test_a_view_of_a_photograph_is_that_of_the_definition(name):
     pixels = source.train.images.double() / 255
     mean, std = published.get(name, (pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3), correction=0).tolist()))
     views, ids = ColourViews(source), torch.arange(30)
-    drawn = views.draw("test", ids, 0, 0, seed=0)
-    rows = zip(source.test.images, drawn.alpha, *drawn.base, strict=True)
+    draws = views.draw("test", ids, 0, 0, seed=0)
+    rows = zip(source.test.images, draws.alpha, *draws.base, strict=True)
     expected = torch.stack([photograph_by_torchvision(*row, mean, std) for row in rows])
     # two levels of a byte, times the strongest brightness, contrast and saturation, in units of the deviation
-    assert (views.images("test", ids, drawn) - expected).abs().max() < 2 * 1.4**3 / 255 / min(std)
+    assert (views.images("test", ids, draws) - expected).abs().max() < 2 * 1.4**3 / 255 / min(std)
     plain = torch.stack([TF.normalize(x.float() / 255, mean, std) for x in source.test.images])
     torch.testing.assert_close(views.images("test", ids, None), plain)
 
@@ -258,11 +258,11 @@ def test_how_often_photographs_are_mirrored_distorted_and_grey():
 
 def test_restricted_photographs():
     views = ColourViews(data())
-    drawn = views.draw("train", IDS, 2, 1, seed=0)
+    draws = views.draw("train", IDS, 2, 1, seed=0)
     colours = views.restricted("differentiable")
     only = colours.draw("train", IDS, 2, 1, seed=0)
     assert only.base.boxes is None and only.base.flip is None
-    assert torch.equal(only.alpha, drawn.alpha) and torch.equal(only.base.grey, drawn.base.grey)
+    assert torch.equal(only.alpha, draws.alpha) and torch.equal(only.base.grey, draws.base.grey)
     x = data().train.images[IDS].float() / 255
     x = torch.where(only.base.jitter[:, None, None, None], distort_colours(x, only.alpha), x)
     shown = colours.images("train", IDS, only)[~only.base.grey]
@@ -271,7 +271,7 @@ def test_restricted_photographs():
     nothing = none.draw("train", IDS, 0, 0, 0)
     assert torch.equal(none.images("train", IDS, nothing), views.images("train", IDS, None))
     assert not none.variance.any() and torch.equal(nothing.alpha, torch.tensor([1.0, 1, 1, 0]).repeat(6, 1))
-    assert torch.equal(flat(views.restricted("all").draw("train", IDS, 2, 1, 0)), flat(drawn))
+    assert torch.equal(flat(views.restricted("all").draw("train", IDS, 2, 1, 0)), flat(draws))
     with pytest.raises(ValueError, match="only='h' is unknown; known: all, differentiable, none"):
         views.restricted("h")
 
@@ -280,11 +280,11 @@ def test_shifted_photographs():
     views = ColourViews(data())
     for strength in (0.0, 0.2, 1.0):
         shifted = views.shifted("colour", "strength", strength)
-        drawn = shifted.draw("test", IDS, 0, 0, 0)
-        assert shifted.bounds == colour_bounds(strength) and drawn.base.boxes is None
-        assert drawn.base.jitter.all() and not drawn.base.grey.any()
-        x = distort_colours(data().test.images[IDS].float() / 255, drawn.alpha)
-        torch.testing.assert_close(shifted.images("test", IDS, drawn), (x - views.channel_mean) / views.channel_std)
+        draws = shifted.draw("test", IDS, 0, 0, 0)
+        assert shifted.bounds == colour_bounds(strength) and draws.base.boxes is None
+        assert draws.base.jitter.all() and not draws.base.grey.any()
+        x = distort_colours(data().test.images[IDS].float() / 255, draws.alpha)
+        torch.testing.assert_close(shifted.images("test", IDS, draws), (x - views.channel_mean) / views.channel_std)
     for amount, factor, turn in (
         (0.5, (1.0, 1.8), (0.15, 0.35)),
         (-1.0, (0.0, 0.6), (-0.6, -0.4)),
@@ -328,7 +328,7 @@ def test_images_that_are_not_square_and_a_missing_base_are_refused():
         ColourViews(ImageData(tall, tall, ["a", "b"], "folder", "", ""))
     views = ColourViews(data())
     with pytest.raises(ValueError, match="drawn.base is missing"):
-        views.images("train", IDS, Drawn(views.draw("train", IDS, 0, 0, 0).alpha))
+        views.images("train", IDS, ViewDraws(views.draw("train", IDS, 0, 0, 0).alpha))
 
 
 def test_images_stay_bytes_until_they_are_used_and_a_constant_channel_is_only_centred():
@@ -344,7 +344,7 @@ def test_images_stay_bytes_until_they_are_used_and_a_constant_channel_is_only_ce
 @BOTH
 def test_views_on_a_gpu_are_those_on_the_cpu(views):
     there = views.to("cuda")
-    drawn, here = there.draw("train", IDS, 0, IDS, 0), views.draw("train", IDS, 0, IDS, 0)
-    torch.testing.assert_close(flat(drawn).cpu(), flat(here), rtol=0, atol=1e-6)
-    images = there.images("train", IDS, drawn)
+    draws, here = there.draw("train", IDS, 0, IDS, 0), views.draw("train", IDS, 0, IDS, 0)
+    torch.testing.assert_close(flat(draws).cpu(), flat(here), rtol=0, atol=1e-6)
+    images = there.images("train", IDS, draws)
     assert images.is_cuda and (images.cpu() - views.images("train", IDS, here)).abs().max() < 1e-3

@@ -56,8 +56,8 @@ def encode(
     modules = nn.ModuleList([encoder, *([head] if head is not None else [])])
     with evaluating(modules):
         for some in ids.split(batch_size):
-            drawn = views.draw(half, some, passes, view, seed) if transformed else None
-            images = views.images(half, some, drawn)
+            draws = views.draw(half, some, passes, view, seed) if transformed else None
+            images = views.images(half, some, draws)
             with inference_precision(images.device, precision):
                 features = only_tensor(network_output(encoder, images), "encoder")
                 features = only_tensor(head(features), "head") if head is not None else features

@@ -229,10 +229,10 @@ class _Part(NamedTuple):  # a frozen dataclass would not do: Fabric looks into t
         return *(torch.cat(all_gather(z.contiguous())) for z in projections), self.rank * len(projections[0])
 
 # %% ../../nbs/trainers/42_pretraining.ipynb #1d57b128
-def _seen(views, ids: torch.Tensor, drawn, alpha: torch.Tensor) -> torch.Tensor:
+def _seen(views, ids: torch.Tensor, draws, alpha: torch.Tensor) -> torch.Tensor:
     "The images (B, 3, size, size) of items with these parameters, as the encoder takes them."
     with torch.autocast(ids.device.type, enabled=False):
-        images = views.images("train", ids, replace(drawn, alpha=alpha))
+        images = views.images("train", ids, replace(draws, alpha=alpha))
     return images.contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/trainers/42_pretraining.ipynb #96fa4456
@@ -246,9 +246,9 @@ class _Contrast(nn.Module):
         self.head = ProjectionHead(self.encoder.n_features, p.projection)
 
     def forward(self, views, part: _Part, ids, passes, number: int, weight: float):
-        p, drawn = self.p, [views.draw("train", ids, passes, view, self.p.seed) for view in (0, 1)]
-        h2 = self.encoder(_seen(views, ids, drawn[1], drawn[1].alpha))
-        h1, penalty = self._first(views, ids, passes, drawn, h2, number, weight)
+        p, draws = self.p, [views.draw("train", ids, passes, view, self.p.seed) for view in (0, 1)]
+        h2 = self.encoder(_seen(views, ids, draws[1], draws[1].alpha))
+        h1, penalty = self._first(views, ids, passes, draws, h2, number, weight)
         z1, z2 = self.head(h1), self.head(h2)
         contrast, right = nt_xent_parts(z1, z2, p.temperature, others=part.others(z1, z2))
         loss = contrast + weight * clamped(penalty, p.penalty_limit, p.limit_per) if weight else contrast
@@ -256,9 +256,9 @@ class _Contrast(nn.Module):
         logged = (loss, contrast, right.sum() * part.world, penalty.mean(), over.float().mean())
         return loss, torch.stack([value.detach().float() for value in logged])
 
-    def _first(self, views, ids, passes, drawn, h2, number: int, weight: float):
+    def _first(self, views, ids, passes, draws, h2, number: int, weight: float):
         "Features of the first view and the penalty (B,) on it; without weight it is not computed."
-        p, (first, second) = self.p, drawn
+        p, (first, second) = self.p, draws
         if not weight:
             return self.encoder(_seen(views, ids, first, first.alpha)), h2.new_full((len(h2),), -1.0)
         running = p.penalty_statistics == "running"
