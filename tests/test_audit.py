@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from dainv import Report, audit
 from dainv.auditing import batch_dependence
 from dainv.augment import draw_views, scheme, transform
+from dainv.collapse import border_share
 from dainv.equivariance import image_derivative, local_equivariance
 from dainv.families import FunctionFamily, families, kind_families
 from dainv.points import find_points, measuring_points
@@ -226,6 +227,36 @@ def test_a_constant_layer_has_no_score_and_a_collapsed_one_is_flagged(drawings):
     assert layers.collapsed["line"] and not layers.collapsed["conv"]
     assert "collapsed" in layers.sentence["line"]
     assert layers.pc1_share["line"] == pytest.approx(1, abs=1e-4)
+
+
+class Bordered(nn.Module):
+    "Maps, the same with a first row of great variance, in either memory format, and their means."
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.marked, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.Identity(), nn.Identity()
+        self.pooled = nn.Identity()
+
+    def forward(self, x):
+        x = self.conv(x)
+        rows = self.marked(torch.cat([100 * x[:, :, :1], x[:, :, 1:]], 2))
+        return self.pooled(self.last(rows.to(memory_format=torch.channels_last)).mean((2, 3)))
+
+
+def test_a_layer_whose_variance_lies_in_the_border_of_its_maps_is_named(drawings):
+    torch.manual_seed(0)
+    model, images = Bordered().eval(), drawings[0]
+    report = audit(model, images, layers=["conv", "marked", "last", "pooled"], transformations=["flip"], **QUICK)
+    layers = report.layers.set_index("layer")
+    with torch.no_grad():
+        maps = model.conv(images / 255)
+    margin = images.shape[-1] // 8
+    assert layers.border_share["conv"] == pytest.approx(border_share(maps, margin), rel=1e-4)
+    assert layers.border_area["conv"] == pytest.approx(1 - 0.75**2)
+    assert layers.border_share["marked"] > 0.95
+    assert layers.border_share["last"] == pytest.approx(layers.border_share["marked"], rel=1e-5)
+    assert "in the border of its maps, 44% of their area" in layers.sentence["marked"]
+    assert "border" not in layers.sentence["conv"] and np.isnan(layers.border_share["pooled"])
 
 
 def test_controls_score_what_they_must(drawings):

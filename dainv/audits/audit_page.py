@@ -39,6 +39,7 @@ from dainv.audits.audit_plots import (
 from .auditing import Report, audit
 from .comparing import compare
 from ..core.files import atomic_write, write_table
+from ..measures.layer_statistics import is_at_border
 
 # %% ../../nbs/audits/78_audit_page.ipynb #16292321
 def layer_warnings(
@@ -51,6 +52,11 @@ def layer_warnings(
         if row.get("collapsed"):
             found.append(
                 (name, f"invariant but collapsed: {row['pc1_share']:.0%} of its variance lies on one direction")
+            )
+        if is_at_border(row.get("border_share", math.nan), row.get("border_area", math.nan)):
+            share, area = row["border_share"], row["border_area"]
+            found.append(
+                (name, f"{share:.0%} of its variance lies in the border of its maps, {area:.0%} of their area")
             )
         if row.get("batch_dependent"):
             found.append((name, "what it gives for an image depends on the other images of the batch"))
@@ -320,7 +326,13 @@ def header_html(
     known = {key: header[key] for key in _HEADINGS if key in header}
     rows, settings = [], []
     for key, value in {**known, **header}.items():
-        if value in (None, "", [], {}) or key in ("layers", "transformations", "collapse_rule", "classes"):
+        if value in (None, "", [], {}) or key in (
+            "layers",
+            "transformations",
+            "collapse_rule",
+            "border_rule",
+            "classes",
+        ):
             continue
         if isinstance(value, dict):
             value = ", ".join(f"{name} {one}" for name, one in value.items())
@@ -365,7 +377,8 @@ def report_page(
             f'<li>{html.escape(name)}: <span class="warning">{html.escape(said)}</span></li>' for name, said in flagged
         )
         rule = (
-            f'<p class="small">Collapsed: {html.escape(str(header["collapse_rule"]))}.</p>'
+            f'<p class="small">Collapsed: {html.escape(str(header["collapse_rule"]))}. '
+            f"In the border: {html.escape(str(header.get('border_rule', '')))}.</p>"
             if "collapse_rule" in header
             else ""
         )

@@ -185,6 +185,14 @@ COLUMNS = (
         "How many directions of equal variance would spread the images as this layer does.",
     ),
     Column(
+        "border_share",
+        "Variance at the border of the maps",
+        "share of the variance",
+        "What lies in the outermost eighth of the maps on each side; the dashed line is the share of the area.",
+        1.0,
+        "border_area",
+    ),
+    Column(
         "dead",
         "Dead units",
         "share of the units",
