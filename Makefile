@@ -44,7 +44,7 @@ docs: $(READY)  ## the project as a static site -> _docs/site
 	$(PY) -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev,docs]'
 	$(PY) docs/build.py
 
-# Beside `make test`, which executes the lessons too: trained networks differ from processor to processor.
+# Also a check of `make test`; `tests/outputs.py --write NOTEBOOK` renews them.
 outputs: $(READY)  ## compares the stored outputs of the lessons with those of an execution (five minutes)
 	OMP_NUM_THREADS=1 $(PY) tests/outputs.py
 

@@ -30,6 +30,7 @@ echo "== notebooks are clean";           unchanged nbdev_clean
 echo "== package equals notebooks";      unchanged export_from_nothing
 echo "== ruff";                          ruff check; ruff format --check
 echo "== notebooks run (nbdev_test)";    nbdev_test
+echo "== stored outputs are those of an execution"; OMP_NUM_THREADS=1 python tests/outputs.py
 echo "== README equals index notebook";  unchanged python tests/render_readme.py
 # Files side by side, a thread each; the tests of a file stay together, since they share what is slow to make.
 echo "== pytest";                        OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile "$@"

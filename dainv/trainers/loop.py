@@ -8,6 +8,7 @@ __all__ = ['device_kind', 'make_fabric', 'on_gpu', 'memory_of', 'rehearse', 'Tra
            'restore_environment', 'stopped_in_a_line', 'run_precision', 'resume', 'train_epochs', 'finish', 'fit']
 
 # %% ../../nbs/trainers/38_loop.ipynb #7b542ff0
+import logging
 import math
 import os
 import signal
@@ -53,6 +54,7 @@ def make_fabric(
         raise ValueError(f"parameter devices={devices}, but {started} process(es) were started: {advice}")
     nodes = max(1, devices // int(os.environ.get("LOCAL_WORLD_SIZE", devices)))
     options = dict(devices=devices // nodes, num_nodes=nodes, strategy="ddp" if devices > 1 else "auto")
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # it repeats what is asked for
     fabric = Fabric(accelerator=kind, precision=choose_precision(precision, kind), **options)
     fabric.launch()
     return fabric
