@@ -259,6 +259,22 @@ def test_a_layer_whose_variance_lies_in_the_border_of_its_maps_is_named(drawings
     assert "border" not in layers.sentence["conv"] and np.isnan(layers.border_share["pooled"])
 
 
+@pytest.mark.parametrize("layers", ["top_level", "blocks", "all"])
+def test_a_network_without_maps(drawings, layers):
+    torch.manual_seed(0)
+    size = drawings[0].shape[-1]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * size**2, 20), nn.ReLU(), nn.Linear(20, 4)).eval()
+    report = audit(model, drawings[0], layers=layers, transformations=["flip"], **QUICK)
+    found = report.layers.set_index("layer")
+    assert {"input", "2", "3"} <= set(found.index) and found.n_units["2"] == 20
+    assert found.border_share.drop("input").drop("0", errors="ignore").isna().all() and found.varies.all()
+    rows = [model[:3](x / 255) for x in (drawings[0], drawings[0].flip(3))]
+    still, moved = (x.detach().double() for x in rows)
+    spread = (still - still.mean(0)).square().sum(1)
+    expected = (1 - (still - moved).square().sum(1) / (spread + spread.mean())).mean().item()
+    assert of(report, "2", "flip") == pytest.approx(expected, abs=1e-4)
+
+
 def test_controls_score_what_they_must(drawings):
     images, labels = drawings
     report = audit(
