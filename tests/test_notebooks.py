@@ -170,3 +170,9 @@ def test_links_lead_to_files(notebook):
                 assert (notebook.parent / link).exists(), link
         for named in re.findall(r"\bnbs/[\w/]+\.ipynb", text):
             assert (ROOT / named).exists(), named
+
+
+@pytest.mark.parametrize("notebook", PARAMETERS)
+def test_a_list_in_the_parameters_cell_stands_on_one_line(notebook):
+    lines = parameters_cell(PARAMETERS[notebook]).splitlines()
+    assert all(len(line) <= 120 for line in lines if "= [" in line and "= []" not in line)

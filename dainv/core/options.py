@@ -13,6 +13,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
@@ -104,7 +105,10 @@ def parameters_cell(
         kind = json.dumps(kind.replace("|", "or")) if "|" in kind else kind  # papermill parses no `|`
         default = one.default if one.default_factory is MISSING else one.default_factory()
         shown = json.dumps(default) if isinstance(default, str | list) else repr(default)
-        lines.append(f"{one.name}: {kind} = {shown}  # {comments[one.name]}")
+        comment, declared = comments[one.name], f"{one.name}: {kind} = {shown}  # "
+        if default and isinstance(default, list):  # a longer line would be wrapped, which papermill does not read
+            comment = textwrap.shorten(comment, max(20, 120 - len(declared)), placeholder=" ...")
+        lines.append(declared + comment)
     return "\n".join(lines)
 
 
