@@ -30,7 +30,7 @@ PENALTIES |= {"gradient": dict(penalty="gradient", penalty_weight=0.01)}
 def three_steps(fabric, **penalty) -> dict:
     asked = dict(train_size=64, test_size=8, batch_size=16, image_size=16, epochs=1, projection=8, device="cpu")
     asked |= dict(optimizer="sgd", lr=0.1, name="worker", devices=fabric.world_size)
-    p, views = resolve(PretrainParams(**asked, **penalty))
+    p, views = resolve(PretrainParams(**asked, **penalty, precision="32-true"))
     trainer = ContrastiveTrainer(p, views, fabric)
     trainer.set_epoch(0)
     logged = torch.stack([trainer.step(number) for number in range(3)])
@@ -41,7 +41,7 @@ def main(output: str) -> None:
     torch.set_num_threads(1)
     pretraining.build_encoder = plain_encoder
     pretraining.ProjectionHead = lambda n_features, n_out: nn.Linear(n_features, n_out)
-    fabric = make_fabric("cpu", devices=int(os.environ.get("WORLD_SIZE", 1)))
+    fabric = make_fabric("cpu", "32-true", devices=int(os.environ.get("WORLD_SIZE", 1)))
     found = {name: three_steps(fabric, **penalty) for name, penalty in PENALTIES.items()}
     if fabric.is_global_zero:
         torch.save(found, output)

@@ -227,9 +227,10 @@ FISHER = {**PURE, "metric": "fisher", "pool": True, "layers": ["conv9"], "linear
 CHANGES = [{}, {"alpha": 0.0}, {"alpha": 0.0, "views": 1}, PURE, FISHER, {**PURE, "beta": 0.0, "beta_end": 0.1}]
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_whole_step_is_one_graph(tiny, change):
-    p, data = resolve(TrainParams(**{**tiny, **change}))
+def test_the_whole_step_is_one_graph(tiny, change, precision):
+    p, data = resolve(TrainParams(**{**tiny, **change, "precision": precision}))
     trainer = Trainer(p, data)
     trainer.set_epoch(0)
     batch = trainer.sampler[0]

@@ -469,9 +469,15 @@ class BatchLoss:
         self.recording = p.views > 1 or p.beta > 0 or p.beta_end > 0
         self.batch, self.probed = None, None  # the objective of the batch in progress, and what the probe sees of it
 
-    def attach(self, model: nn.Module, bare_model: nn.Module) -> None:
+    def attach(self, model: nn.Module, bare_model: nn.Module, precision: str) -> None:
         "Computes with this network from now on; its layers are shown to the objective."
-        self.model = model
+
+        def mixed(x):  # as the wrapper of Fabric does, whose hooks on the gradient would break the compiled graph
+            with torch.autocast(x.device.type, torch.bfloat16):
+                logits = bare_model(x)
+            return logits.float()
+
+        self.model = mixed if precision == "bf16-mixed" else model
         for name in self.log.layers if self.recording else []:
             bare_model.get_submodule(name).register_forward_hook(partial(self.show, name))
 
@@ -606,7 +612,7 @@ class Trainer(NetworkTrainer):
         if start is not None and start.momentum:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": start.momentum})
         self.batch_loss = BatchLoss(p, self.data, self.objective, self.log, self.probe, self.probe_layer)
-        self.batch_loss.attach(self.model, network)
+        self.batch_loss.attach(self.model, network, self.precision)
         self.computed = self.batch_loss.compiled(on_gpu(self.fabric))
         evaluated = self.data.test, self.layers[-1], self.probe, self.probe_layer, self.precision
         self.evaluation = OnlineEvaluation(self.model, network, *evaluated)
