@@ -93,6 +93,18 @@ def measure_stamp(run):
     return stamp_of(f"measure-{run}", MEASURED_BY[group_of(run)[0]], asked, measured_as_asked(PROFILE, run, asked))
 
 
+def figure_stamp(figure):
+    "The same for a figure."
+    return stamp_of(f"figure-{figure}", f"figures/{figure}", SECTION["figures"][figure])
+
+
+# All of them now: Snakemake looks into a folder once, and a file that is made afterwards is missing to it.
+if workflow.is_main_process:
+    for stamp, names in ((measure_stamp, [name.split("/", 1)[1] for name in TRAINED]), (figure_stamp, SECTION["figures"])):
+        for name in names:
+            stamp(name)
+
+
 # One thread a run: two runs side by side train more images a second than one on two cores, and steps are timed as they
 # are trained. Huge pages and memory that is kept spare a narrow network's step up to a quarter of its time.
 # What is handed over stands in quotes (`:q`): no name or path can be taken for a command.
@@ -183,7 +195,7 @@ rule pairs:
 rule figure:
     input:
         lambda w: figure_needs(PROFILE, w.figure),
-        lambda w: stamp_of(f"figure-{w.figure}", f"figures/{w.figure}", SECTION["figures"][w.figure]),
+        lambda w: figure_stamp(w.figure),
     output:
         multiext(FIGURES + "/{figure}", ".png", ".pdf", ".csv", ".json"),
     params:

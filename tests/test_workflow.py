@@ -387,6 +387,17 @@ def test_it_goes_on_after_a_kill(odd, folders):
     assert figure.exists() and (checkpoint.parent / "result.json").exists()
 
 
+@pytest.mark.slow
+def test_several_runs_are_measured_by_name(odd, folders):
+    (folders / "e.yaml").write_text(profile_of_two())
+    runs = folders / ODD / "runs" / "quick"
+    (runs / "logs").mkdir(parents=True)
+    asked = [str(runs / name / "measured.json") for name in ("bad-s0", "größer=1-s0")]
+    by_name = [*odd[:7], "--cores", "1", "--config", "profile=quick", "--nolock", "-n", "--", *asked]
+    done = subprocess.run(by_name, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0 and re.search(r"^measure +2$", done.stdout, re.M), done.stdout + done.stderr
+
+
 def test_what_a_figure_needs_is_measured_on_its_runs(file):
     file(f"p: {{{RUN}, measure: {{a: {{repeats: 2}}}}, figures: {{invariance_probes: {{baseline: a}}}}}}")
     assert check_profile("p") == []

@@ -138,6 +138,17 @@ class LayerSums:
         self.moved, self.aligned = ([[] for _ in range(n_families)] for _ in range(2))
         self.identity = math.nan
 
+    @property
+    def border_share(self) -> float:
+        "The share of the border of the maps in the variance; NaN without maps or variance."
+        total = sum(part.double().sum().item() for part in self.spread)
+        return math.nan if self.border is None or not total > 0 else self.at_border / total
+
+    @property
+    def border_area(self) -> float:
+        "The share of the border in the area; NaN without maps."
+        return math.nan if self.border is None else len(self.border) / self.n_units
+
     def of_units(self, rows: torch.Tensor) -> torch.Tensor:
         "The columns of the sampled units."
         return rows if self.units is None else rows.index_select(1, self.units)

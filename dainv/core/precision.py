@@ -14,7 +14,7 @@ import torch
 def fast_bf16(
     device: str | torch.device = "cpu",
 ) -> bool:
-    "Whether the device multiplies bfloat16 by itself, in matrix units or vector instructions."
+    "Whether the device has instructions that multiply bfloat16: matrix units or vector instructions."
     if torch.device(device).type == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", None)
