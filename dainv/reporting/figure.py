@@ -179,13 +179,15 @@ class FigureRuns:
         self,
         file: str,  # of the run folders: "cka.csv"
         columns: Sequence[str] | None = None,  # None: all
-        missing_ok: bool = False,  # whether runs without the file are left out
+        missing_ok: bool = False,  # whether runs without the file are left out; without any the table is empty
     ) -> pd.DataFrame:
         "The tables of all runs, with the role, title and seed of each; a column `label` of a table becomes `class`."
         runs = [r for r in self.runs if not missing_ok or (r.run.folder / file).exists()]
         tables = [r.run.read(file) if columns is None else r.run.read(file)[list(columns)] for r in runs]
         who = [dict(role=r.role, label=self.titles[r.role], seed=r.seed) for r in runs]
         renamed = [t.rename(columns={"label": "class"}).assign(**w) for t, w in zip(tables, who, strict=True)]
+        if not renamed and missing_ok:
+            return pd.DataFrame(columns=["role", "label", "seed"])
         return pd.concat(renamed, ignore_index=True)
 
 # %% ../../nbs/reporting/73_figure.ipynb #3bdf0c5d
