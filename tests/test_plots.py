@@ -434,6 +434,18 @@ def test_missing_runs_and_tables_are_named(networks, tmp_path):
     assert not (suite.figures / "dai_accuracy.png").exists()
 
 
+def test_the_open_problem_is_drawn_without_attacks(networks, tmp_path):
+    suite = networks.copy(tmp_path)
+    attacked = suite.draw("open_problem")
+    assert "attacked   " in attacked["panels"][0].columns
+    assert "nan" not in attacked["caption"] and "No run with cross entropy" in attacked["caption"]
+    for file in suite.runs.glob("*/attacks.csv"):
+        file.unlink()
+    without = suite.draw("open_problem")
+    assert [name.strip() for name in without["panels"][0].columns] == ["minus paired", "PC1", "rank"]
+    assert "attack" not in without["caption"] and without["rows"]["attacked"].isna().all()
+
+
 def test_a_misspelt_parameter_is_refused(networks):
     with networks.inside(), pytest.raises(ValueError, match="did you mean 'profile'"):
         run_notebook(NOTEBOOKS / "dai_time.ipynb", dict(profil="quick"))
