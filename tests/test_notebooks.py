@@ -176,3 +176,14 @@ def test_links_lead_to_files(notebook):
 def test_a_list_in_the_parameters_cell_stands_on_one_line(notebook):
     lines = parameters_cell(PARAMETERS[notebook]).splitlines()
     assert all(len(line) <= 120 for line in lines if "= [" in line and "= []" not in line)
+
+
+@pytest.mark.slow
+def test_outputs_are_compared_without_touching_the_package():
+    exported = [*(ROOT / "dainv").rglob("*.py")]
+    before = [file.stat().st_mtime_ns for file in exported]
+    done = subprocess.run(
+        [sys.executable, "tests/outputs.py", "nbs/core/00_registry.ipynb"], cwd=ROOT, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert [file.stat().st_mtime_ns for file in exported] == before
