@@ -203,6 +203,8 @@ def networks(tmp_path_factory):
             pure=dict(**pure, seeds=[0, 1]),
             fisher=dict(**pure, metric="fisher", pool=True, layers=["conv8", "conv9"]),
             ce=dict(alpha=0.0, beta=0.0, linear_top=True),
+            wrn=dict(model="wrn", depth=10, alpha=0.0),
+            wrn_dai=dict(model="wrn", depth=10, alpha=0.1),
         ),
         measure={run: deep for run in ("mixed", "pure", "fisher", "ce")}
         | dict(m1=dict(repeats=2), dai=dict(repeats=2, timing_steps=3))
@@ -215,6 +217,10 @@ def networks(tmp_path_factory):
             dai_accuracy=three,
             dai_time=dict(dai="dai"),
             dai_collapse=dict(views="m8", dai="dai"),
+            **{
+                f"dai_networks_{x}": dict(allcnn_baseline="m1", wrn_views="wrn", wrn_dai="wrn_dai")
+                for x in ("score", "accuracy")
+            },
             **{f"invariance_{x}": four for x in ("rdms", "pc1", "probes", "tsne", "cka", "attacks", "convergence")},
             open_problem=dict(ce="ce", fisher="fisher"),
         ),

@@ -434,6 +434,30 @@ def test_missing_runs_and_tables_are_named(networks, tmp_path):
     assert not (suite.figures / "dai_accuracy.png").exists()
 
 
+def test_architectures_have_a_panel_each_and_the_price_of_the_loss(networks):
+    table, record = networks.shown("dai_networks_score")
+    assert table.groupby(["network", "model"], sort=False)["layer"].nunique().to_dict() == {
+        ("All-CNN", "baseline"): 10,
+        ("WRN", "views"): 4,
+        ("WRN", "dai"): 4,
+    }
+    drawn = networks.draw("dai_networks_score")
+    assert [name for name, _ in drawn["by_network"]] == [("CIFAR-10", "All-CNN"), ("CIFAR-10", "WRN")]
+    assert [name for name, _ in drawn["complete"]] == [("CIFAR-10", "WRN")]
+    rows = pd.DataFrame(
+        dict(
+            layer=["input", "conv1", "block1"] * 2,
+            model=["views"] * 3 + ["dai"] * 3,
+            median=[0.5, 0.4, 0.6, 0.5, 0.3, 0.96],
+        )
+    )
+    assert drawn["ours"](rows) == ["block1", "block1", "0.96"]
+    caption = networks.shown("dai_networks_accuracy")[1]["caption"]
+    found = [pd.read_csv(networks.runs / f"{run}-s0/accuracy.csv") for run in ("wrn_dai", "wrn")]
+    with_loss, without = (t[t["view"] == "single"]["top1"].item() for t in found)
+    assert f"WRN on CIFAR-10: {100 * (with_loss - without):+.2f}." in caption
+
+
 def test_the_open_problem_is_drawn_without_attacks(networks, tmp_path):
     suite = networks.copy(tmp_path)
     attacked = suite.draw("open_problem")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'PROTOCOLS', 'FigureSpec', 'figure_spec', 'figure_specs', 'declared_params', 'run_titles', 'data_of',
-           'run_record', 'published_data', 'FigureRuns', 'Figure']
+           'run_record', 'published_data', 'published_names', 'FigureRuns', 'Figure']
 
 # %% ../../nbs/reporting/73_figure.ipynb #bcd59366
 import ast
@@ -22,6 +22,7 @@ from ..core.files import atomic_write, figures_folder, project_root, sha256_of, 
 from ..core.params import check_params
 from ..core.runs import provenance
 from ..core.suites import FigureRun, figure_runs
+from ..networks.models import MODELS
 from .paper import compare
 from .plots import use_style
 
@@ -153,6 +154,17 @@ def published_data(
     if data.get("task") == "regression":
         return "Spirograph"
     return next((name for name in ("CIFAR-100", "CIFAR-10") if name in data["title"]), "")
+
+# %% ../../nbs/reporting/73_figure.ipynb #c0407ef6
+def published_names(
+    run: FigureRun,
+) -> dict[str, str]:
+    "Data set and architecture of a trained network as the published tables call them, else by their titles: keys data, network."
+    data, network = run.run.result["data"]["title"], MODELS[run.run.params["model"]].title
+    return dict(
+        data=next((name for name in ("CIFAR-100", "CIFAR-10", "Tiny ImageNet") if name in data), data),
+        network=next((name for name in ("All-CNN", "WRN", "DenseNet") if name in network), network),
+    )
 
 # %% ../../nbs/reporting/73_figure.ipynb #539c5099
 class FigureRuns:
