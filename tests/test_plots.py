@@ -434,6 +434,14 @@ def test_missing_runs_and_tables_are_named(networks, tmp_path):
     assert not (suite.figures / "dai_accuracy.png").exists()
 
 
+@pytest.mark.parametrize("limits", [None, (0, 50)])
+def test_a_shared_axis_shows_the_values_of_all_panels(limits):
+    tables = [pd.DataFrame(dict(role="ce", label="ce", x=[0, 1], mean=v, low=v, high=v)) for v in ([80, 81], [20, 99])]
+    fig = plots.line_plot([plots.Lines("", "x", "y", t, limits=limits) for t in tables], sharey=True)
+    low, high = fig.axes[1].get_ylim()
+    assert (low, high) == limits if limits else (low < 20 and high > 99)
+
+
 def test_architectures_have_a_panel_each_and_the_price_of_the_loss(networks):
     table, record = networks.shown("dai_networks_score")
     assert table.groupby(["network", "model"], sort=False)["layer"].nunique().to_dict() == {

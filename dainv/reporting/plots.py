@@ -194,7 +194,9 @@ class Lines:
             ax.plot(rows["x"], rows["mean"], **style)
         if self.ticks:
             ax.set_xticks(list(self.ticks), list(self.ticks.values()))
-        ax.set(yscale="log" if self.log else "linear", xlabel=self.x_label, ylabel=self.y_label, ylim=self.limits)
+        ax.set(yscale="log" if self.log else "linear", xlabel=self.x_label, ylabel=self.y_label)
+        if self.limits is not None:  # without any, a shared axis must go on growing with the next panel
+            ax.set_ylim(self.limits)
         ax.set_title(wrapped(self.title, 34))
         ax.grid(axis="y")
 
