@@ -219,7 +219,7 @@ def networks(tmp_path_factory):
             dai_collapse=dict(views="m8", dai="dai"),
             **{
                 f"dai_networks_{x}": dict(allcnn_baseline="m1", wrn_views="wrn", wrn_dai="wrn_dai")
-                for x in ("score", "accuracy")
+                for x in ("score", "accuracy", "components")
             },
             **{f"invariance_{x}": four for x in ("rdms", "pc1", "probes", "tsne", "cka", "attacks", "convergence")},
             open_problem=dict(ce="ce", fisher="fisher"),

@@ -459,7 +459,7 @@ def test_architectures_have_a_panel_each_and_the_price_of_the_loss(networks):
             median=[0.5, 0.4, 0.6, 0.5, 0.3, 0.96],
         )
     )
-    assert drawn["ours"](rows) == ["block1", "block1", "0.96"]
+    assert drawn["ours"]("WRN", rows) == ["block1", "block1", "0.96"]
     caption = networks.shown("dai_networks_accuracy")[1]["caption"]
     found = [pd.read_csv(networks.runs / f"{run}-s0/accuracy.csv") for run in ("wrn_dai", "wrn")]
     with_loss, without = (t[t["view"] == "single"]["top1"].item() for t in found)
