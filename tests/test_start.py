@@ -86,6 +86,7 @@ def others(tiny, folders):
     save_file(build_model("allcnn", 10, width=0.05).state_dict(), data / "ten.safetensors")
     (data / "cut.safetensors").write_bytes((data / "ten.safetensors").read_bytes()[:5000])
     torch.save(build_model("allcnn", 2, width=0.05), data / "module.pt")
+    (data / "module.pkl").write_bytes((data / "module.pt").read_bytes())
     torch.save({"epoch": 3}, data / "none.pt")
     return tiny
 
@@ -101,6 +102,7 @@ MISTAKES = [
     ({"start": "ten.safetensors"}, "conv9.conv.bias has the shape (10,), expected (2,)"),
     ({"start": "cut.safetensors"}, "cut.safetensors: it is truncated, damaged or of another format"),
     ({"start": "module.pt"}, "module.pt: it holds more than tensors (dainv.networks.models.AllCNN)"),
+    ({"start": "module.pkl"}, "module.pkl: it holds more than tensors (dainv.networks.models.AllCNN)"),
     ({"start": "none.pt"}, "none.pt: it holds the keys epoch and no weights"),
 ]
 

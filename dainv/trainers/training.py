@@ -305,10 +305,11 @@ class Start:
 
 def _start_file(start: str) -> Path | None:
     "The file that is meant; None when it is a run."
-    if not start.lower().endswith(WEIGHT_FILES) or (runs_folder() / start / "params.json").exists():
+    if (runs_folder() / start / "params.json").exists():
         return None
     places = [folder / Path(start).expanduser() for folder in (data_folder(), Path.cwd())]
-    return next((place for place in places if place.is_file()), places[0])
+    named = start.lower().endswith(WEIGHT_FILES)  # a file of another name must be there to be meant
+    return next((place for place in places if place.is_file()), places[0] if named else None)
 
 # %% ../../nbs/trainers/40_training.ipynb #c4fcaaef
 def _start_run(p: TrainParams, data: ImageData, model: nn.Module) -> Start:
