@@ -49,6 +49,7 @@ POOLS = {  # plausible values, and odd ones; what is not here is drawn by its ty
     "weights": (["exponential", "linear", "uniform"], ["cubic"]),
     "weights_ratio": ([10.0, 1.0, 0.1], [0.0, -1.0, 1e300, float("inf")]),
     "metric": (["msd", "per_unit", "fisher"], ["cosine"]),
+    "shrinkage": ([0.01, 1.0], [0.0, -1.0, 1e300, float("nan")]),
     "pairs": (["distinct", "all"], ["some"]),
     "reference": (["all", "same_class"], ["none"]),
     "views": ([1, 2, 4, 8, 16], [3, 0, 10**9]),

@@ -65,6 +65,8 @@ WRONG = [
     (dict(lr=1e300), "lr=1e.300: expected above 0 and at most 100"),
     (dict(epochs=10**30), "epochs="),
     (dict(weights_ratio=float("inf")), "weights_ratio=inf"),
+    (dict(metric="fisher", shrinkage=0.0), "shrinkage=0"),
+    (dict(shrinkage=0.1), "shrinkage=0.1.*msd has no covariance"),
     (dict(name="a b"), "name='a b'"),
     (dict(monitor_every=0), "monitor_every=0"),
     (dict(milestones=[0.5, 1.5]), "milestones"),

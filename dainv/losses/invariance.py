@@ -132,6 +132,7 @@ def _group_loss(
     images=None,
     running=None,
     shared=None,
+    shrinkage=None,
 ):
     "The features, for the network to go on with, and their `invariance_loss`; one group alone is no error: it is 1, without gradient."
     if not features.is_floating_point() or features.ndim < 1 or len(features) < 2 or features[0].numel() == 0:
@@ -161,6 +162,7 @@ def _group_loss(
     if running is not None:
         return features, running(rows, ids)
     more = {"images": images} if chosen.images else {}
+    more |= {} if shrinkage is None else {"shrinkage": shrinkage}
     return features, chosen.function(rows, ids, *how, **more)
 
 # %% ../../nbs/losses/30_invariance.ipynb #b7bd72ef
@@ -265,6 +267,10 @@ def _check_weights(o):
     if not 0 <= end <= o.alpha + o.beta + 1e-9:
         raise ValueError(f"beta_end={end}: expected a weight from 0 to alpha + beta = {o.alpha + o.beta:g}")
     _check_options(o.metric, o.pairs, o.reference)
+    if not 0 < o.shrinkage < math.inf:
+        raise ValueError(
+            f"shrinkage={o.shrinkage}: expected a finite number above 0; it keeps the covariance invertible"
+        )
     if o.distributed and (METRICS[o.metric].kernel is None or o.reference != "all"):
         raise ValueError(
             f"distributed=True: only for metric='msd' and reference='all', not {o.metric!r}, {o.reference!r}"
@@ -321,7 +327,7 @@ class BatchObjective:
                     f"layer {name!r} has {units} units, and metric={self.objective.metric!r} keeps a covariance of all of them: "
                     "set pool, or choose higher layers"
                 )
-            kept[name] = lasting(n, units, device=features.device)
+            kept[name] = lasting(n, units, shrinkage=self.objective.shrinkage, device=features.device)
         return kept[name]
 
     def layer(
@@ -388,6 +394,7 @@ class InvarianceObjective:
     pool: bool = False  # features are means over positions
     pairs: str = "distinct"  # distinct or all
     reference: str = "all"  # all or same_class
+    shrinkage: float = 0.01  # of the Fisher criteria: share of the mean variance that is added to the covariance
     distributed: bool = (
         False  # the loss of the batches of all processes (torch.distributed) together, not of each alone
     )
@@ -430,6 +437,7 @@ class InvarianceObjective:
         kinds = _kinds(self, labels, image_ids, n_groups, n_labels, progress)
         options = {"metric": self.metric, "pairs": self.pairs, "reference": self.reference}
         options |= {"labels": labels, "n_labels": n_labels} if self.reference == "same_class" else {}
+        options |= {"shrinkage": self.shrinkage} if METRICS[self.metric].shrinkage else {}
         return BatchObjective(self, kinds, options, monitor)
 
     def __call__(
@@ -468,6 +476,7 @@ def load_state_dict(self: InvarianceObjective, state: dict) -> None:
     "Goes on from the statistics of a checkpoint."
     self.running.clear()
     for layer, kept in state.items():
-        running = METRICS[self.metric].lasting(*kept["sums"].shape, device=kept["sums"].device)
+        lasting, sums = METRICS[self.metric].lasting, kept["sums"]
+        running = lasting(*sums.shape, shrinkage=self.shrinkage, device=sums.device)
         running.load_state_dict(kept)
         self.running[layer] = running

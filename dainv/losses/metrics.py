@@ -26,6 +26,7 @@ class Metric:
     scale_free: bool = True  # the scale of the features does not matter
     rank_one: bool = True  # a code of rank one can lower it
     images: bool = False  # the function takes `images`, (B,) ids
+    shrinkage: bool = False  # the function and the lasting statistics take `shrinkage`
     lasting: type[nn.Module] | None = None  # keeps the statistics of classes from batch to batch: (n_classes, n_units)
     kernel: Callable | None = None  # the function with a backward of its own, on features as they lie in memory
 
@@ -114,7 +115,11 @@ def _refuse_reference(reference, metric):
 
 # %% ../../nbs/losses/28_metrics.ipynb #6dcff91e
 @METRICS.register(
-    "fisher", summary="Fisher's criterion: every discriminative direction counts", pairs=False, rank_one=False
+    "fisher",
+    summary="Fisher's criterion: every discriminative direction counts",
+    pairs=False,
+    rank_one=False,
+    shrinkage=True,
 )
 def fisher(
     x: torch.Tensor,  # (B, D), floating
@@ -227,5 +232,6 @@ fisher = METRICS.register(
     summary="Fisher's criterion with statistics that outlast a batch",
     pairs=False,
     rank_one=False,
+    shrinkage=True,
     lasting=RunningFisher,
 )(fisher)

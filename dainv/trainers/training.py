@@ -75,6 +75,7 @@ class TrainParams:
     exclude_last: bool = True  # leave the class layer out of the invariance losses, unless layers names it
     metric: str = "msd"  # of the losses: {METRICS}
     pool: bool = False  # compare spatial means of feature maps, not maps
+    shrinkage: float = 0.01  # of fisher, running_fisher: share of the mean variance added to the covariance
     pairs: str = "distinct"  # distinct: without self-pairs, as the authors ran it; all: as printed
     reference: str = "all"  # denominator over all pairs of the batch, or same_class
     views: int = 8  # M, augmented views of each image in a batch
@@ -121,6 +122,12 @@ def _objective_rules(p: TrainParams) -> list[tuple[str, bool, str]]:
         ),
         ("views", 1 <= p.views < 2**31, "at least 1"),
         ("metric", p.metric in METRICS, f"one of {', '.join(METRICS)}"),
+        ("shrinkage", 0 < p.shrinkage <= 1e3, "above 0 and at most 1000"),
+        (
+            "shrinkage",
+            p.metric not in METRICS or METRICS[p.metric].shrinkage or p.shrinkage == TrainParams.shrinkage,
+            f"{TrainParams.shrinkage:g}: {p.metric} has no covariance to which it could be added",
+        ),
         ("pairs", p.pairs in ("distinct", "all"), "distinct or all"),
         ("reference", p.reference in ("all", "same_class"), "all or same_class"),
         (
@@ -351,7 +358,7 @@ def find_start(
 # %% ../../nbs/trainers/40_training.ipynb #a49ec6aa
 def _objective(p: TrainParams, model: nn.Module) -> InvarianceObjective:
     "The objective that the parameters ask for; only a layer of class scores can be excluded."
-    names = ("alpha", "beta", "weights", "weights_ratio", "metric", "pool", "pairs", "reference")
+    names = ("alpha", "beta", "weights", "weights_ratio", "metric", "pool", "shrinkage", "pairs", "reference")
     options, layers = {name: getattr(p, name) for name in names}, list(model.measured)
     options["exclude_last"] = p.exclude_last and model.class_layer is not None
     if unknown := [layer for layer in p.layers if layer not in layers]:
