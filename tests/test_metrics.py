@@ -271,6 +271,28 @@ def test_running_statistics_are_the_state_of_the_objective():
     assert InvarianceObjective(["a"], metric="ey", exclude_last=False).state_dict() == {}
 
 
+@pytest.mark.parametrize("metric", ["fisher", "running_fisher"])
+def test_shrinkage_of_the_objective_reaches_the_criterion_and_a_checkpoint(metric):
+    def total(objective, batch):
+        x, ids = batch
+        return objective({"a": x.requires_grad_()}, x[:, :10], ids, torch.arange(len(x)), n_labels=10)[0].item()
+
+    options = dict(exclude_last=False, metric=metric)
+    weak, strong = (InvarianceObjective(["a"], 0.0, 1.0, shrinkage=s, **options) for s in (0.01, 0.5))
+    running = RunningFisher(10, 16, shrinkage=0.5)
+    batches = [ten_classes(16, seed=s) for s in range(40)]
+    for x, ids in batches:
+        expected = running(x, ids).item() if metric == "running_fisher" else fisher(x, ids, 10, shrinkage=0.5).item()
+        low, high = total(weak, (x, ids)), total(strong, (x, ids))
+        assert high == pytest.approx(expected, abs=1e-9) and high > low
+    again = InvarianceObjective(["a"], 0.0, 1.0, shrinkage=0.5, **options)
+    again.load_state_dict(strong.state_dict())
+    assert total(again, batches[0]) == total(strong, batches[0])
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="shrinkage=.*covariance invertible"):
+            InvarianceObjective(["a"], 0.0, 1.0, shrinkage=wrong, **options)
+
+
 def test_running_fisher_says_what_it_needs():
     x, ids = ten_classes(9000)
     objective = InvarianceObjective(["a"], 0.0, 1.0, exclude_last=False, metric="running_fisher")

@@ -127,36 +127,68 @@ def _gradient(x, groups, delta, reference, delta_ref, pull, push, grad, incoming
         grad[:, columns] = tile if incoming is None else tile.add_(incoming[:, columns])
 
 # %% ../../nbs/losses/27_groups.ipynb #321715c5
-_TYPES = r"""
+_TILE = 4096  # columns
+_VECTORS = r"""
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
-constexpr int TILE = 1024, LANES = 16;  // columns of a tile; sums that run side by side, as long as a vector register
+#ifdef __AVX512F__
+constexpr int LANES = 16;  // columns of a vector, as many as a register holds
+#else
+constexpr int LANES = 8;
+#endif
+constexpr int ROWS = 8;  // that are read side by side
 
+typedef float Wide __attribute__((vector_size(4 * LANES)));
+typedef double Double __attribute__((vector_size(8 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Half __attribute__((vector_size(2 * LANES)));
 struct bf16 { uint16_t bits; };
-static inline float wide(float v) { return v; }
-static inline float wide(bf16 v) { uint32_t u = uint32_t(v.bits) << 16; float f; std::memcpy(&f, &u, 4); return f; }
-static inline void narrow(float f, float &out) { out = f; }
-static inline void narrow(float f, bf16 &out) {  // to the nearest, and of two to the even one
-    uint32_t u; std::memcpy(&u, &f, 4);
-    uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    out.bits = uint16_t(f == f ? rounded : 0x7fc0);
+
+template <class To, class From> static inline To as(From from) { To to; std::memcpy(&to, &from, sizeof to); return to; }
+static inline Wide widened(Wide v) { return v; }
+static inline Wide widened(Half v) { return as<Wide>(__builtin_convertvector(v, Bits) << 16); }
+static inline void narrow(Wide v, Wide &out) { out = v; }
+static inline void narrow(Wide v, Half &out) {  // to the nearest, and of two to the even one
+    Bits u = as<Bits>(v), rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    Bits number = as<Bits>(v == v);
+    out = __builtin_convertvector((rounded & number) | (0x7fc0 & ~number), Half);
+}
+static inline Double doubled(Wide v) { return __builtin_convertvector(v, Double); }
+
+template <class T> using Vector = std::conditional_t<std::is_same_v<T, bf16>, Half, Wide>;
+constexpr std::integral_constant<int64_t, LANES> ALL;  // a number of lanes that the compiler knows
+
+template <class T, class N> static inline Wide load(const T *from, N lanes) {
+    Vector<T> v = {};
+    std::memcpy(&v, from, lanes * sizeof(T));
+    return widened(v);
+}
+template <class T, class N> static inline void store(Wide v, T *to, N lanes) {
+    Vector<T> out;
+    narrow(v, out);
+    std::memcpy(to, &out, lanes * sizeof(T));
+}
+static inline double total(Double v) {
+    double all = 0;
+    for (int l = 0; l < LANES; ++l) all += v[l];
+    return all;
 }
 
-template <class F> static double sum(int64_t n, F term) {
-    float lanes[LANES] = {};
+// Calls work(column, lanes) for n columns, a vector at a time.
+template <class F> static inline void by_vector(int64_t n, F work) {
     int64_t c = 0;
-    for (; c + LANES <= n; c += LANES)
-        for (int l = 0; l < LANES; ++l) lanes[l] += term(c + l);
-    for (; c < n; ++c) lanes[0] += term(c);
-    double total = 0;
-    for (int l = 0; l < LANES; ++l) total += lanes[l];
-    return total;
+    for (; c + LANES <= n; c += LANES) work(c, ALL);
+    if (c < n) work(c, n - c);
 }
+"""
 
+# %% ../../nbs/losses/27_groups.ipynb #97af208b
+_THREADS = r"""
 // Calls work(first, last) for pieces of 0..n, in as many threads; if one cannot be started, this one does its share.
 template <class F> static void in_threads(int64_t n, int64_t threads, F work) {
     std::vector<std::thread> others;
@@ -180,44 +212,55 @@ template <class T> static void moments(
     float *delta, float *mean, double *sums, int64_t threads
 ) {
     in_threads((units + TILE - 1) / TILE, threads, [=](int64_t begin, int64_t end) {
-        float origin[TILE], first[TILE], total[TILE];
-        double all[TILE];
+        Wide sum[TILE / LANES];
+        Double all[TILE / LANES];
         for (int64_t tile = begin; tile < end; ++tile) {
             int64_t start = tile * TILE, n = std::min<int64_t>(TILE, units - start);
             const T *here = x + start;
             double *out = sums + tile * groups * 2;
-            for (int64_t c = 0; c < n; ++c) { origin[c] = wide(here[c]); all[c] = 0; }
+            std::fill_n(all, TILE / LANES, Double{});
             for (int64_t g = 0; g < groups; ++g) {
-                int64_t from = starts[g], size = starts[g + 1] - from;
-                float *d = delta + g * units + start, share = 1.0f / std::max<int64_t>(size, 1);
-                for (int64_t c = 0; c < n; ++c) d[c] = 0;
-                out[2 * g] = 0;
-                if (!size) continue;
-                const T *row = here + order[from] * stride;
-                for (int64_t c = 0; c < n; ++c) { first[c] = wide(row[c]); total[c] = 0; }
-                for (int64_t i = from + 1; i < from + size; ++i) {
-                    row = here + order[i] * stride;
-                    out[2 * g] += sum(n, [row, &first, &total](int64_t c) {
-                        float r = wide(row[c]) - first[c];
-                        total[c] += r;
-                        return r * r;
+                int64_t from = starts[g], to = starts[g + 1];
+                float *d = delta + g * units + start, size = to - from, share = 1 / std::max(size, 1.0f);
+                const T *row = here + order[std::min(from, starts[groups] - 1)] * stride;
+                Double inside = {};
+                for (int64_t some = from + 1; some < to; some += ROWS)
+                    by_vector(n, [&](int64_t c, auto lanes) {
+                        Wide first = load(row + c, lanes), squares = {};
+                        Wide together = some > from + 1 ? sum[c / LANES] : squares;
+                        for (int64_t i = some; i < std::min(some + ROWS, to); ++i) {
+                            Wide r = load(here + order[i] * stride + c, lanes) - first;
+                            together += r;
+                            squares += r * r;
+                        }
+                        sum[c / LANES] = together;
+                        inside += doubled(squares);
                     });
-                }
-                for (int64_t c = 0; c < n; ++c) {
-                    d[c] = total[c] * share;
-                    all[c] += size * (double(first[c]) - origin[c]) + total[c];
-                }
-                out[2 * g] -= sum(n, [=](int64_t c) { return total[c] * d[c]; });
+                by_vector(n, [&](int64_t c, auto lanes) {
+                    Wide all_rows = size > 1 ? sum[c / LANES] : Wide{}, shift = all_rows * share;
+                    store(shift, d + c, lanes);
+                    if (!size) return;
+                    inside -= doubled(all_rows) * doubled(shift);
+                    Double first = doubled(load(row + c, lanes)) - doubled(load(here + c, lanes));
+                    all[c / LANES] += size * first + doubled(all_rows);
+                });
+                out[2 * g] = total(inside);
             }
-            for (int64_t c = 0; c < n; ++c) mean[start + c] = float(all[c] /= starts[groups]);
+            by_vector(n, [&](int64_t c, auto lanes) {
+                all[c / LANES] /= double(starts[groups]);
+                store(__builtin_convertvector(all[c / LANES], Wide), mean + start + c, lanes);
+            });
             for (int64_t g = 0; g < groups; ++g) {
                 const float *d = delta + g * units + start;
                 const T *row = here + order[std::min(starts[g], starts[groups] - 1)] * stride;
-                // A group may lie much closer to the mean of the batch than its first row: the difference is in double.
-                out[2 * g + 1] = sum(n, [=](int64_t c) {
-                    float r = float(double(wide(row[c])) - origin[c] + d[c] - all[c]);
-                    return r * r;
+                Double apart = {};
+                by_vector(n, [&](int64_t c, auto lanes) {
+                    // In double: a group may lie much closer to the mean of the batch than its first row.
+                    Double r = doubled(load(row + c, lanes)) - doubled(load(here + c, lanes));
+                    r += doubled(load(d + c, lanes)) - all[c / LANES];
+                    apart += r * r;
                 });
+                out[2 * g + 1] = total(apart);
             }
         }
     });
@@ -233,30 +276,38 @@ template <class T> static void gradient(
     int64_t threads
 ) {
     in_threads((units + TILE - 1) / TILE, threads, [=](int64_t begin, int64_t end) {
-        float first[TILE], apart[TILE];
+        Wide first[TILE / LANES], offset[TILE / LANES];
         for (int64_t tile = begin; tile < end; ++tile) {
             int64_t start = tile * TILE, n = std::min<int64_t>(TILE, units - start);
             const T *here = x + start;
             for (int64_t g = 0; g < groups; ++g) {
-                const float *d = delta + g * units + start;
-                int64_t last = -1;  // the reference group that `apart` was made for
+                int64_t last = -1;  // the reference group that `offset` was made for
                 for (int64_t i = starts[g]; i < starts[g + 1]; ++i) {
                     int64_t r = reference ? reference[order[i]] : 0;
-                    const T *row = here + order[i] * stride;
-                    T *out = grad + order[i] * grad_stride + start;
                     float b = push[r], a = pull[g] - b;
-                    if (i == starts[g]) for (int64_t c = 0; c < n; ++c) first[c] = wide(row[c]);
                     if (r != last) {
+                        const T *row = here + order[starts[g]] * stride;
                         const T *row_ref = here + (reference ? first_ref[r] : 0) * stride;
-                        const float *d_ref = delta_ref + r * units + start;
-                        for (int64_t c = 0; c < n; ++c) apart[c] = wide(row_ref[c]) - first[c] + (d_ref[c] - d[c]);
+                        const float *d = delta + g * units + start, *d_ref = delta_ref + r * units + start;
+                        by_vector(n, [&](int64_t c, auto lanes) {
+                            Wide f = load(row + c, lanes), shift = load(d + c, lanes);
+                            first[c / LANES] = f;
+                            Wide apart = load(row_ref + c, lanes) - f + (load(d_ref + c, lanes) - shift);
+                            offset[c / LANES] = b * apart - a * shift;
+                        });
                         last = r;
                     }
-                    auto grad_at = [=](int64_t c) { return a * (wide(row[c]) - first[c] - d[c]) + b * apart[c]; };
-                    if (const T *in = incoming + order[i] * incoming_stride + start; incoming)
-                        for (int64_t c = 0; c < n; ++c) narrow(wide(in[c]) + grad_at(c), out[c]);
+                    const T *row = here + order[i] * stride;
+                    T *to = grad + order[i] * grad_stride + start;
+                    if (const T *added = incoming + order[i] * incoming_stride + start; incoming)
+                        by_vector(n, [&](int64_t c, auto lanes) {
+                            Wide slope = a * (load(row + c, lanes) - first[c / LANES]) + offset[c / LANES];
+                            store(slope + load(added + c, lanes), to + c, lanes);
+                        });
                     else
-                        for (int64_t c = 0; c < n; ++c) narrow(grad_at(c), out[c]);
+                        by_vector(n, [&](int64_t c, auto lanes) {
+                            store(a * (load(row + c, lanes) - first[c / LANES]) + offset[c / LANES], to + c, lanes);
+                        });
                 }
             }
         }
@@ -291,7 +342,7 @@ def _compiled_moments(function, x: torch.Tensor, groups: Groups) -> Moments:
     "The moments of a batch (B, D), by a compiled function."
     n, units = len(groups.first), x.shape[1]
     delta, mean = torch.empty(n, units), torch.empty(1, units)
-    within_between = torch.empty(-(-units // 1024), n, 2, dtype=torch.float64)
+    within_between = torch.empty(-(-units // _TILE), n, 2, dtype=torch.float64)
     where = (x.stride(0), units, groups.order, groups.starts, n, delta, mean, within_between)
     _call(function, x, *where, _threads(x))
     within, between = within_between.sum(0).T
@@ -309,14 +360,14 @@ def _compiled_gradient(function, x, groups, delta, reference, delta_ref, pull, p
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     "The compiled functions; None where they cannot be made, or do not agree with PyTorch."
-    if (library := native(_TYPES + _MOMENTS + _GRADIENT)) is None:
+    if (library := native(f"constexpr int TILE = {_TILE};\n" + _VECTORS + _THREADS + _MOMENTS + _GRADIENT)) is None:
         return None
     for dtype, name in _TYPE_NAMES.items():
         for kind, letters in _ARGUMENTS.items():
             function = getattr(library, f"{kind}_{name}")
             function.argtypes = [{"p": ctypes.c_void_p, "i": ctypes.c_int64}[letter] for letter in letters]
             function.restype = None
-        x, groups = torch.linspace(0, 3, 90).sin().view(6, 15).to(dtype), Groups.of(torch.arange(6) % 2, 2)
+        x, groups = torch.linspace(0, 3, 960).sin().view(24, 40).to(dtype), Groups.of(torch.arange(24) % 2, 2)
         ours, theirs = _compiled_moments(getattr(library, f"moments_{name}"), x, groups), _moments(x, groups)
         how = (x, groups, theirs.delta, None, theirs.mean, torch.tensor([1.0, 2.0]), torch.tensor([3.0]))
         grads = torch.empty(2, *x.shape, dtype=dtype)
