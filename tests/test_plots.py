@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -440,6 +441,23 @@ def test_a_shared_axis_shows_the_values_of_all_panels(limits):
     fig = plots.line_plot([plots.Lines("", "x", "y", t, limits=limits) for t in tables], sharey=True)
     low, high = fig.axes[1].get_ylim()
     assert (low, high) == limits if limits else (low < 20 and high > 99)
+
+
+ALLCNN, RESNET = [f"conv{k}" for k in range(1, 10)], ["relu", *(f"layer{s}.{b}" for s in (1, 2, 3) for b in range(3))]
+
+
+@pytest.mark.parametrize(("layers", "upright"), [(ALLCNN, False), (RESNET, True), (["block1", "block2"], False)])
+def test_names_of_layers_do_not_touch(layers, upright):
+    x = range(len(layers))
+    table = pd.DataFrame(dict(role="ce", label="ce", x=x, mean=0.5, low=0.5, high=0.5))
+    fig = plots.line_plot([plots.Lines("", "layer", "y", table, plots.layer_ticks(layers))] * 2)
+    fig.canvas.draw()
+    for ax in fig.axes:
+        names = ax.get_xticklabels()
+        assert {name.get_rotation() for name in names} == {90.0 * upright}
+        boxes = [name.get_window_extent() for name in names]
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+    plt.close("all")
 
 
 def test_architectures_have_a_panel_each_and_the_price_of_the_loss(networks):

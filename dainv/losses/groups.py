@@ -161,7 +161,7 @@ static inline void narrow(Wide v, Half &out) {  // to the nearest, and of two to
 static inline Double doubled(Wide v) { return __builtin_convertvector(v, Double); }
 
 template <class T> using Vector = std::conditional_t<std::is_same_v<T, bf16>, Half, Wide>;
-constexpr std::integral_constant<int64_t, LANES> ALL;  // a number of lanes that the compiler knows
+constexpr std::integral_constant<int64_t, LANES> ALL{};  // a number of lanes that the compiler knows
 
 template <class T, class N> static inline Wide load(const T *from, N lanes) {
     Vector<T> v = {};

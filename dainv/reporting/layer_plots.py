@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from .plots import COLOURS, layer_title, use_style, wrapped
+from .plots import COLOURS, layer_title, name_ticks, use_style, wrapped
 
 # %% ../../nbs/reporting/75_layer_plots.ipynb #65bea95f
 def box_statistics(
@@ -72,7 +72,7 @@ def score_boxes(
             drawn["boxes"][0].set_label(label)
         offsets.setdefault(role, offset)
 
-    ax.set_xticks(range(len(places)), [layer_title(layer) for layer in places])
+    name_ticks(ax, {place: layer_title(layer) for layer, place in places.items()})
     lowest = table["whisker_low"].min()
     ax.set(xlim=(-0.6, len(places) - 0.4), ylim=(max(-1.5, min(-0.5, lowest - 0.03)), 1.03))
     ax.set_ylabel(r"invariance score $\sigma$")

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'use_style', 'layer_title', 'wrapped', 'seed_intervals', 'interval_text', 'Panel',
-           'interval_plot', 'line_style', 'Lines', 'legend_entries', 'line_plot', 'layer_ticks', 'number_table',
-           'figure_parts']
+           'interval_plot', 'line_style', 'name_ticks', 'Lines', 'legend_entries', 'line_plot', 'layer_ticks',
+           'number_table', 'figure_parts']
 
 # %% ../../nbs/reporting/70_plots.ipynb #d5fbf1dd
 import textwrap
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -168,6 +169,17 @@ def line_style(
     found = dict(linestyle="-", linewidth=1.4, color=shade) | marker | style
     return {name: value for name, value in found.items() if name != "tint"}
 
+# %% ../../nbs/reporting/70_plots.ipynb #21817fb1
+def name_ticks(
+    ax: plt.Axes,
+    ticks: dict[float, str],  # place -> name; places at equal distances
+) -> None:
+    "Writes names below the x axis: upright where two neighbours would touch."
+    names, size = list(ticks.values()), plt.rcParams["font.size"]
+    room = 72 * ax.bbox.width / ax.figure.dpi / max(len(names), 1)  # points from one name to the next
+    widest = max((len(a) + len(b) for a, b in pairwise(names)), default=0) / 2
+    ax.set_xticks(list(ticks), names, rotation=90 if 0.6 * size * widest > room else 0)
+
 # %% ../../nbs/reporting/70_plots.ipynb #89df93ed
 @dataclass
 class Lines:
@@ -193,7 +205,7 @@ class Lines:
             ax.fill_between(rows["x"], rows["low"], rows["high"], color=style["color"], alpha=0.18, linewidth=0)
             ax.plot(rows["x"], rows["mean"], **style)
         if self.ticks:
-            ax.set_xticks(list(self.ticks), list(self.ticks.values()))
+            name_ticks(ax, self.ticks)
         ax.set(yscale="log" if self.log else "linear", xlabel=self.x_label, ylabel=self.y_label)
         if self.limits is not None:  # without any, a shared axis must go on growing with the next panel
             ax.set_ylim(self.limits)
