@@ -193,6 +193,7 @@ def test_a_diverging_run_stops(tiny, monkeypatch):
         ({"model": "wrn", "batch_norm": False}, "batch_norm=False: expected True: wrn is built one way only"),
         ({"model": "densenet", "init": "he"}, "init='he': expected ''"),
         ({"lr_decay": -0.5}, "lr_decay=-0.5"),
+        ({"weight_decay": -1e-4}, "weight_decay=-0.0001: expected 0 to 1"),
         ({"batch_size": 4096}, "lower batch_size"),
         ({"train_size": 1000}, "train_size"),
     ],
@@ -201,6 +202,27 @@ def test_a_wrong_parameter_is_named_before_anything_is_trained(tiny, change, mes
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         train(TrainParams(**{**tiny, **change}, name="wrong"))
     assert message in str(error.value)
+
+
+def test_weight_decay_pulls_the_network_and_not_the_probe(tiny):
+    asked = {**tiny, "alpha": 0.1, "beta": 0.9}
+    p, data = resolve(TrainParams(**asked))
+    initial, after = {}, {}
+    for decay in (0.0, 0.01):
+        trainer = Trainer(replace(p, weight_decay=decay), data)
+        initial = {n: w.detach().clone() for n, w in trainer.bare_model.named_parameters()}
+        trainer.step(0)
+        after[decay] = (
+            {n: w.detach().clone() for n, w in trainer.bare_model.named_parameters()},
+            trainer.probe.state_dict(),
+        )
+    (free, probe), (pulled, probe_pulled) = after[0.0], after[0.01]
+    in_play = [name for name in initial if not name.startswith("conv9")]  # no loss reaches the class layer
+    for name in in_play:  # Nesterov's first step is 1 + momentum times the gradient, of which decay * weight is a part
+        pull = p.lr * (1 + p.momentum) * 0.01 * initial[name]
+        torch.testing.assert_close(free[name] - pulled[name], pull, rtol=1e-3, atol=1e-6)
+    assert len(in_play) >= 8
+    assert all(torch.equal(probe[name], probe_pulled[name]) for name in probe)
 
 
 def test_images_of_the_wrong_size_are_refused(tiny):

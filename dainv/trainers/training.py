@@ -88,6 +88,7 @@ class TrainParams:
     true_epochs: bool = False  # an epoch shows every image, instead of lasting N/B steps
     lr: float = 0.0  # learning rate; 0: the profile's
     momentum: float = 0.9  # Nesterov
+    weight_decay: float = 0.0  # of all parameters of the network, as SGD has it; 0 as published
     lr_decay: float = 0.0  # factor at each milestone; 0: the model's
     milestones: list[float] = field(default_factory=list)  # fractions of training; empty: the model's
     start: str = ""  # a finished run, or a file of weights, to go on from
@@ -187,6 +188,7 @@ def _training_rules(p: TrainParams) -> list[tuple[str, bool, str]]:
         ("lr", 0 < p.lr <= 100, f"above 0 and at most 100{unknown}"),
         ("lr_decay", 0 < p.lr_decay <= 1, f"above 0 and at most 1{unknown}"),
         ("momentum", 0 < p.momentum < 1, "between 0 and 1"),
+        ("weight_decay", 0 <= p.weight_decay <= 1, "0 to 1"),
         ("milestones", all(0 <= m <= 1 for m in p.milestones), "fractions of training, between 0 and 1"),
         ("seed", 0 <= p.seed < 2**63, "0 to 2**63 - 1"),
         ("monitor_every", p.monitor_every >= 1, "at least 1"),
@@ -613,7 +615,7 @@ class Trainer(NetworkTrainer):
         self.probe = OnlineProbe.of(network, self.probe_layer, self.data) if self.probe_layer else None
         self.log = StepLog(self.layers, with_probe=self.probe is not None)
         self.columns = self.log.columns
-        groups = [dict(params=network.parameters())]
+        groups = [dict(params=network.parameters(), weight_decay=p.weight_decay)]
         groups += [dict(params=self.probe.parameters(), lr=self.probe.LR)] if self.probe else []
         sgd = torch.optim.SGD(groups, lr=p.lr, momentum=p.momentum, nesterov=True, fused=on_gpu(self.fabric))
         self.set_network(network, sgd)
