@@ -1,5 +1,7 @@
 "The metrics of invariance against their definitions, and the code that each of them wants."
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from dainv.collapse import pc1_share
 from dainv.invariance import METRICS, InvarianceObjective, invariance_loss
-from dainv.metrics import RunningFisher, ey, fisher, unit_ratio
+from dainv.metrics import RunningFisher, RunningLDA, ey, fisher, unit_ratio
 
 RATIOS = [name for name, metric in METRICS.items() if metric.scale_free]
 
@@ -222,6 +224,27 @@ def test_gradient_of_running_fisher_is_that_of_the_criterion_with_the_inverse_la
     assert loss.item() == pytest.approx(one_minus_trace(x, ids, 0.05).item(), rel=0.1)
 
 
+def test_running_lda_is_the_posterior_of_normal_distributions_and_forgets_its_scale():
+    batches = [ten_classes(12, rows=200, seed=s) for s in range(8)]
+    running, scaled = (RunningLDA(10, 12, rate=0.5, shrinkage=0.05) for _ in range(2))
+    for x, ids in batches:
+        loss, again = running(x, ids), scaled(1000 * x + 7, ids)
+        assert again.item() == pytest.approx(loss.item(), rel=1e-6)
+    weights = torch.cat([torch.full((200,), 0.5 ** (7 - s), dtype=torch.float64) for s in range(8)])
+    rows, labels = torch.cat([x for x, _ in batches]).double(), torch.cat([ids for _, ids in batches])
+    share = torch.stack([weights[labels == g].sum() for g in range(10)]) / weights.sum()
+    means = torch.stack(
+        [(weights[labels == g, None] * rows[labels == g]).sum(0) / weights[labels == g].sum() for g in range(10)]
+    )
+    centred, inside = rows - (weights[:, None] * rows).sum(0) / weights.sum(), rows - means[labels]
+    total, within = (v.T @ (v * weights[:, None]) / weights.sum() for v in (centred, inside))
+    common = within + 0.05 * total.trace() / 12 * torch.eye(12, dtype=torch.float64)
+    normal = torch.distributions.MultivariateNormal
+    joint = torch.stack([normal(m, common).log_prob(x.double()) + p.log() for m, p in zip(means, share, strict=True)])
+    posterior = joint.log_softmax(0).gather(0, ids[None]).mean().item()
+    assert loss.item() == pytest.approx(-posterior / math.log(10), rel=1e-6)
+
+
 def test_running_fisher_finds_the_truth_where_a_batch_cannot():
     running, found = RunningFisher(10, 192, 0.98), []
     for seed in range(200):
@@ -230,7 +253,7 @@ def test_running_fisher_finds_the_truth_where_a_batch_cannot():
     assert fisher(*ten_classes(192), 10) < 0.05
 
 
-@pytest.mark.parametrize("metric", ["ey", "running_fisher"])
+@pytest.mark.parametrize("metric", ["ey", "running_fisher", "running_lda"])
 def test_no_collapse_and_no_loss_of_classes_in_some_hundred_steps(metric):
     torch.manual_seed(0)
     mixing = torch.randn(64, 64, dtype=torch.float64) / 8
@@ -271,7 +294,7 @@ def test_running_statistics_are_the_state_of_the_objective():
     assert InvarianceObjective(["a"], metric="ey", exclude_last=False).state_dict() == {}
 
 
-@pytest.mark.parametrize("metric", ["fisher", "running_fisher"])
+@pytest.mark.parametrize("metric", ["fisher", "running_fisher", "running_lda"])
 def test_shrinkage_of_the_objective_reaches_the_criterion_and_a_checkpoint(metric):
     def total(objective, batch):
         x, ids = batch
@@ -279,10 +302,10 @@ def test_shrinkage_of_the_objective_reaches_the_criterion_and_a_checkpoint(metri
 
     options = dict(exclude_last=False, metric=metric)
     weak, strong = (InvarianceObjective(["a"], 0.0, 1.0, shrinkage=s, **options) for s in (0.01, 0.5))
-    running = RunningFisher(10, 16, shrinkage=0.5)
+    running = (RunningLDA if metric == "running_lda" else RunningFisher)(10, 16, shrinkage=0.5)
     batches = [ten_classes(16, seed=s) for s in range(40)]
     for x, ids in batches:
-        expected = running(x, ids).item() if metric == "running_fisher" else fisher(x, ids, 10, shrinkage=0.5).item()
+        expected = fisher(x, ids, 10, shrinkage=0.5).item() if metric == "fisher" else running(x, ids).item()
         low, high = total(weak, (x, ids)), total(strong, (x, ids))
         assert high == pytest.approx(expected, abs=1e-9) and high > low
     again = InvarianceObjective(["a"], 0.0, 1.0, shrinkage=0.5, **options)
@@ -300,7 +323,7 @@ def test_running_fisher_says_what_it_needs():
         objective({"a": x.requires_grad_()}, x[:, :10], ids, torch.arange(128))
     with pytest.raises(ValueError, match="n_labels is missing"):
         objective.batch(ids, torch.arange(128))
-    for metric in ("ey", "running_fisher"):
+    for metric in ("ey", "running_fisher", "running_lda"):
         with pytest.raises(ValueError, match=f"no meaning for metric='{metric}'"):
             InvarianceObjective(["a", "b"], metric=metric, reference="same_class")
     with pytest.raises(ValueError, match="no meaning"):

@@ -305,7 +305,13 @@ def test_the_head_of_a_pure_run_gets_no_gradient_from_the_objective(tiny):
 
 
 @pytest.mark.parametrize(
-    "change", [FISHER, {**FISHER, "metric": "running_fisher"}, {**PURE, "beta": 0.0, "beta_end": 0.1}]
+    "change",
+    [
+        FISHER,
+        {**FISHER, "metric": "running_fisher"},
+        {**FISHER, "metric": "running_lda"},
+        {**PURE, "beta": 0.0, "beta_end": 0.1},
+    ],
 )
 def test_a_pure_run_resumes_bit_for_bit_its_probe_included(tiny, change, monkeypatch):
     whole = train(TrainParams(**{**tiny, **change}, name="whole"))

@@ -75,7 +75,7 @@ class TrainParams:
     exclude_last: bool = True  # leave the class layer out of the invariance losses, unless layers names it
     metric: str = "msd"  # of the losses: {METRICS}
     pool: bool = False  # compare spatial means of feature maps, not maps
-    shrinkage: float = 0.01  # of fisher, running_fisher: share of the mean variance added to the covariance
+    shrinkage: float = 0.01  # of fisher and the running metrics: share of the mean variance added to the covariance
     pairs: str = "distinct"  # distinct: without self-pairs, as the authors ran it; all: as printed
     reference: str = "all"  # denominator over all pairs of the batch, or same_class
     views: int = 8  # M, augmented views of each image in a batch
