@@ -262,7 +262,7 @@ class RunningLDA(RunningFisher):
         return self.once_filled(loss / math.log(max(2, len(self.sizes))), x, groups)
 
 
-METRICS.register(
+fisher = METRICS.register(
     "running_lda",
     summary="cross entropy of a discriminant analysis with such statistics",
     pairs=False,
