@@ -226,12 +226,13 @@ def test_gradient_of_running_fisher_is_that_of_the_criterion_with_the_inverse_la
 
 def test_running_lda_is_the_posterior_of_normal_distributions_and_forgets_its_scale():
     batches = [ten_classes(12, rows=200, seed=s) for s in range(8)]
+    leaf = batches[-1][0].requires_grad_()
     running, scaled = (RunningLDA(10, 12, rate=0.5, shrinkage=0.05) for _ in range(2))
     for x, ids in batches:
         loss, again = running(x, ids), scaled(1000 * x + 7, ids)
         assert again.item() == pytest.approx(loss.item(), rel=1e-6)
     weights = torch.cat([torch.full((200,), 0.5 ** (7 - s), dtype=torch.float64) for s in range(8)])
-    rows, labels = torch.cat([x for x, _ in batches]).double(), torch.cat([ids for _, ids in batches])
+    rows, labels = torch.cat([x.detach() for x, _ in batches]).double(), torch.cat([ids for _, ids in batches])
     share = torch.stack([weights[labels == g].sum() for g in range(10)]) / weights.sum()
     means = torch.stack(
         [(weights[labels == g, None] * rows[labels == g]).sum(0) / weights[labels == g].sum() for g in range(10)]
@@ -240,9 +241,12 @@ def test_running_lda_is_the_posterior_of_normal_distributions_and_forgets_its_sc
     total, within = (v.T @ (v * weights[:, None]) / weights.sum() for v in (centred, inside))
     common = within + 0.05 * total.trace() / 12 * torch.eye(12, dtype=torch.float64)
     normal = torch.distributions.MultivariateNormal
-    joint = torch.stack([normal(m, common).log_prob(x.double()) + p.log() for m, p in zip(means, share, strict=True)])
-    posterior = joint.log_softmax(0).gather(0, ids[None]).mean().item()
-    assert loss.item() == pytest.approx(-posterior / math.log(10), rel=1e-6)
+    joint = torch.stack(
+        [normal(m, common).log_prob(leaf.double()) + p.log() for m, p in zip(means, share, strict=True)]
+    )
+    true = -joint.log_softmax(0).gather(0, ids[None]).mean() / math.log(10)
+    assert loss.item() == pytest.approx(true.item(), rel=1e-6)
+    torch.testing.assert_close(*(torch.autograd.grad(v, leaf)[0] for v in (loss, true)), rtol=1e-5, atol=1e-9)
 
 
 def test_running_fisher_finds_the_truth_where_a_batch_cannot():

@@ -207,7 +207,7 @@ def test_a_wrong_parameter_is_named_before_anything_is_trained(tiny, change, mes
 def test_weight_decay_pulls_the_network_and_not_the_probe(tiny):
     asked = {**tiny, "alpha": 0.1, "beta": 0.9}
     p, data = resolve(TrainParams(**asked))
-    initial, after = {}, {}
+    after = {}
     for decay in (0.0, 0.01):
         trainer = Trainer(replace(p, weight_decay=decay), data)
         initial = {n: w.detach().clone() for n, w in trainer.bare_model.named_parameters()}
