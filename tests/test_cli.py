@@ -11,7 +11,6 @@ import torch
 
 from dainv import __version__
 from dainv.audit_page import Report, audit
-from dainv.auditing import weights_hash
 from dainv.cli import COMMANDS, main
 from dainv.files import read_table
 from dainv.options import Parser, add_options, field_comments, params_from_options, read_list, run_command
@@ -19,7 +18,7 @@ from dainv.pretraining import PretrainParams
 from dainv.runs import Run
 from dainv.targets import classes_of
 from dainv.training import TrainParams
-from dainv.weights import read_weights
+from dainv.weights import read_weights, weights_digest
 
 
 def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -179,7 +178,11 @@ def test_a_network_of_ones_own_is_audited_on_a_folder_of_images(capsys, blobs, f
     assert status == 0, err
     report = Report.load(folders / "report")
     head = report.header
-    assert (head["classes"], head["n_images"], head["weights"]) == (["left", "right"], 32, weights_hash(model))
+    assert (head["classes"], head["n_images"], head["weights"]) == (
+        ["left", "right"],
+        32,
+        weights_digest(model.state_dict(), counters=True),
+    )
     assert head["preprocess"] == "(x - (0.5, 0.5, 0.5)) / (1, 1, 1)" and shlex.split(head["command"])[:2] == [
         "dainv",
         "audit",

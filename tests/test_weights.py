@@ -125,3 +125,5 @@ def test_the_digest_is_of_names_and_values_alone():
     counted = {k: v + 1 if k.endswith("num_batches_tracked") else v for k, v in state.items()}
     moved = {**state, "linear.bias": state["linear.bias"] + 1e-3}
     assert weights_digest(counted) == weights_digest(state) != weights_digest(moved)
+    assert weights_digest(counted, counters=True) != weights_digest(state, counters=True)
+    assert weights_digest({**state, "_extra_state": {"of": "another kind"}}) == weights_digest(state)

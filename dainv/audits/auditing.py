@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['GROUPS', 'Report', 'mean_score', 'ordered', 'score_table', 'layer_table', 'prediction_table', 'batch_dependence',
            'untrained_tables', 'with_untrained', 'sobol_table', 'half_strength', 'strength_table', 'layer_sentence',
-           'weights_hash', 'report_header', 'run_audit', 'audit']
+           'report_header', 'run_audit', 'audit']
 
 # %% ../../nbs/audits/64_auditing.ipynb #4f0ab12c
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -48,6 +47,7 @@ from dainv.measures.layer_statistics import (
 from ..measures.score import squared_distances
 from ..networks.points import measuring_points
 from ..networks.untrained import calibrate_statistics, untrained_copy
+from ..networks.weights import weights_digest
 
 # %% ../../nbs/audits/64_auditing.ipynb #dbbee942
 @dataclass
@@ -447,21 +447,6 @@ def layer_sentence(row: pd.Series, scores: pd.DataFrame) -> str:
     return text + "."
 
 # %% ../../nbs/audits/64_auditing.ipynb #f7e843e5
-def weights_hash(
-    model: nn.Module,
-) -> str:  # 16 hexadecimal digits
-    "A hash of all parameters and buffers with their names, types and shapes."
-    digest = hashlib.sha256()
-    for name, value in sorted(unwrapped(model).state_dict().items()):
-        if isinstance(value, torch.Tensor):
-            value = value.detach().dequantize() if value.is_quantized else value.detach()
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(
-                value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b""
-            )
-    return digest.hexdigest()[:16]
-
-
 def report_header(
     model: nn.Module,
     weights: str,  # their hash
@@ -511,7 +496,7 @@ def run_audit(
     device = next((p.device for p in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     names = ("seed", "repeats", "max_units", "spectrum_images", "control_images")
     settings = AuditSettings(device, *(given[name] for name in names))
-    sample, before = settings.pixels(first), weights_hash(model)
+    sample, before = settings.pixels(first), weights_digest(unwrapped(model).state_dict(), counters=True)
     layouts, left_out = measuring_points(model, sample, given["layers"], preprocess=preprocess)
     said = [*source.notes, *(f"{name} was left out: {why}" for name, why in left_out.items())]
     dependent, unknown = batch_dependence(model, sample, preprocess=preprocess)
@@ -566,7 +551,7 @@ def run_audit(
         )
     if unknown:
         said.append(f"batch independence could not be tested: {unknown}")
-    if weights_hash(model) != before:
+    if weights_digest(unwrapped(model).state_dict(), counters=True) != before:
         said.append("the network changes its own weights or buffers in evaluation mode")
     if constant := passes.constant:
         said.append(f"{len(constant)} image(s) without contrast, such as number {constant[0]}")

@@ -129,13 +129,15 @@ def load_weights(
 
 # %% ../../nbs/networks/19_weights.ipynb #598d14b9
 def weights_digest(
-    weights: Mapping[str, torch.Tensor],  # a state dict
+    weights: Mapping[str, object],  # a state dict; what is not a tensor in it is left out
+    counters: bool = False,  # whether batch normalisation's counters of batches belong to it
 ) -> str:  # 16 hexadecimal digits
-    "A number that differs whenever a name or a value does; counters of batches are left out."
+    "A number that differs whenever the name, the shape, the type or a value of a tensor does."
     digest = hashlib.sha256()
     for name in sorted(weights):
-        if not name.endswith("num_batches_tracked"):
-            value = weights[name].detach().cpu().contiguous()
+        if isinstance(weights[name], torch.Tensor) and (counters or not name.endswith("num_batches_tracked")):
+            value = weights[name].detach()
+            value = (value.dequantize() if value.is_quantized else value).cpu().contiguous()
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     return digest.hexdigest()[:16]
