@@ -28,7 +28,7 @@ from .plots import use_style
 # %% ../../nbs/reporting/73_figure.ipynb #14e9d6f9
 ROLES = {  # paper -> what a run can be in its figures; colours and markers are in `dainv.plots`
     "dai": ("baseline", "views", "dai"),
-    "invariance": ("baseline", "mixed", "pure", "fisher"),
+    "invariance": ("baseline", "mixed", "pure", "fisher", "lda"),
     "invclr": (
         "plain",
         "weakest",

@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 
 # %% ../../nbs/reporting/70_plots.ipynb #f2ef368d
 COLOURS = {"baseline": "#BA611B", "views": "#A9C8A4", "dai": "#38637B"}
-COLOURS |= {"mixed": "#E0C341", "pure": "#54278F", "fisher": "#2CA6A4"}
+COLOURS |= {"mixed": "#E0C341", "pure": "#54278F", "fisher": "#2CA6A4", "lda": "#C33C54"}
 COLOURS |= {"plain": "#1F77B4", "gradient": "#FF7F0E", "weakest": "#FFDDBB", "weak": "#FFBB77", "strong": "#882200"}
 COLOURS |= {"finite_difference": "#008844", "strong_finite_difference": "#114433", "forward": "#AA88FF"}
 MARKERS = {
