@@ -217,6 +217,7 @@ def networks(tmp_path_factory):
             dai_accuracy=three,
             dai_time=dict(dai="dai"),
             dai_collapse=dict(views="m8", dai="dai"),
+            dai_finetuning=dict(views="m8", dai="dai"),
             **{
                 f"dai_networks_{x}": dict(allcnn_baseline="m1", wrn_views="wrn", wrn_dai="wrn_dai")
                 for x in ("score", "accuracy", "components")
