@@ -250,7 +250,7 @@ def test_experiments_name_every_run_that_a_figure_needs():
 
 def test_experiments_use_known_parameters():
     from dainv.pretraining import PretrainParams
-    from dainv.training import TrainParams
+    from dainv.training import WEIGHT_FILES, TrainParams
 
     kinds = dict(train=TrainParams, pretrain=PretrainParams)
     for profile in experiments():
@@ -258,7 +258,8 @@ def test_experiments_use_known_parameters():
         for name, params in runs.items():
             run, _, seed = name.split("/")[1].rpartition("-s")
             assert check_params(kinds[run_group(section, run)[0]], params).seed == int(seed)
-            assert params.get("start", name) in runs, "what it goes on from has this seed, too"
+            start = params.get("start", name)
+            assert start in runs or start.endswith(WEIGHT_FILES), "a run that it goes on from has this seed, too"
 
 
 @pytest.mark.parametrize(
